@@ -1,0 +1,1 @@
+"""The enclave image format (EIF): bytes in, typed objects out, and the way back. No processes, no devices."""

@@ -1,0 +1,1 @@
+"""The Nitro back end: enclaves on /dev/nitro_enclaves."""
