@@ -1,0 +1,21 @@
+"""Skip, or fail: what a test needs and this machine may not have.
+
+PYRUNE_REQUIRE is a comma-separated list of things whose absence fails a test instead of skipping it: vectors,
+qemu, kernel, guest, runc, docker, root, or "all".
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NoReturn
+
+import pytest
+
+REQUIRED = frozenset(filter(None, os.environ.get("PYRUNE_REQUIRE", "").split(",")))
+
+
+def missing(what: str, reason: str) -> NoReturn:
+    """Skip the calling test because `what` is not there, or fail it where the environment demands `what`."""
+    if what in REQUIRED or "all" in REQUIRED:
+        pytest.fail(f"{what} is required here, but {reason}")
+    pytest.skip(f"{what}: {reason}")
