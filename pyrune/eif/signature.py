@@ -1,0 +1,254 @@
+"""The signature section: who vouches for an image, and whether the vouching holds.
+
+A signed image carries a section of CBOR: an array of one map, whose two values are arrays of integers, one integer
+per byte (the writer's serialiser does not know byte strings):
+
+    [{"signing_certificate": [PEM...], "signature": [COSE_Sign1...]}]
+
+The signature is an untagged COSE_Sign1 array [protected, unprotected, payload, signature] with ES256, ES384 or
+ES512, as the curve of the certificate's key demands; what is signed is ["Signature1", protected, h'', payload]. The
+payload is the map {"register_index": 0, "register_value": [48 integers]}: PCR0, and nothing else of the image.
+
+The certificate vouches for itself: nothing here says that its owner is trusted. Its hash becomes PCR8, and it is
+the key policy that names PCR8 which trusts. nitro-cli's run-enclave checks dates and signature but not that the
+signed PCR0 is the image's; here all three are checked.
+
+Sources: github.com/aws/aws-nitro-enclaves-image-format, src/defs/mod.rs, src/utils/eif_signer.rs; RFC 9052.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from pyrune.eif import cbor
+from pyrune.eif.cbor import CborError, Value
+from pyrune.errors import EifError, printable
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+_ALGORITHM: Final = 1  # the key of the algorithm in a COSE header, RFC 9052 section 3.1
+
+# COSE algorithm (RFC 9053 section 2.1) by the curve's name: its number and the bytes of each half of a signature.
+_BY_CURVE: Final = {
+    "secp256r1": (-7, 32),
+    "secp384r1": (-35, 48),
+    "secp521r1": (-36, 66),
+}
+
+# OpenSSL's long names (crypto/objects/objects.txt), which nitro-cli prints, for what certificates usually have.
+_NAMES: Final = {
+    "2.5.4.3": "commonName",
+    "2.5.4.5": "serialNumber",
+    "2.5.4.6": "countryName",
+    "2.5.4.7": "localityName",
+    "2.5.4.8": "stateOrProvinceName",
+    "2.5.4.10": "organizationName",
+    "2.5.4.11": "organizationalUnitName",
+    "1.2.840.113549.1.9.1": "emailAddress",
+}
+_SIGNATURE_ALGORITHMS: Final = {
+    "1.2.840.10045.4.3.2": "ecdsa-with-SHA256",
+    "1.2.840.10045.4.3.3": "ecdsa-with-SHA384",
+    "1.2.840.10045.4.3.4": "ecdsa-with-SHA512",
+    "1.2.840.113549.1.1.11": "sha256WithRSAEncryption",
+    "1.2.840.113549.1.1.12": "sha384WithRSAEncryption",
+    "1.2.840.113549.1.1.13": "sha512WithRSAEncryption",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureSection:
+    """The contents of a signature section. `certificate_der` is the first certificate of the PEM text."""
+
+    certificate_der: bytes
+    protected: bytes
+    payload: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SigningCertificate:
+    """What nitro-cli tells of a certificate, in its words: the dates as OpenSSL prints them, the signature in hex."""
+
+    issuer_name: dict[str, str]
+    algorithm: str
+    not_before: str
+    not_after: str
+    signature: str
+
+    def as_json(self) -> dict[str, object]:
+        """The object that nitro-cli prints as SigningCertificate."""
+        return {
+            "IssuerName": self.issuer_name,
+            "Algorithm": self.algorithm,
+            "NotBefore": self.not_before,
+            "NotAfter": self.not_after,
+            "Signature": self.signature,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureReport:
+    """What a check of a signature found; `problem` is "" if all is well."""
+
+    certificate: SigningCertificate
+    signature_valid: bool
+    pcr0_matches: bool
+    within_dates: bool
+
+    @property
+    def problem(self) -> str:
+        """What speaks against the signature, in a few words."""
+        if not self.signature_valid:
+            return "the signature is not by the key of its certificate"
+        if not self.pcr0_matches:
+            return "the signature is for another PCR0 than the image has"
+        if not self.within_dates:
+            not_before, not_after = self.certificate.not_before, self.certificate.not_after
+            return f"the signing certificate is valid only from {not_before} to {not_after}"
+        return ""
+
+
+def parse_signature(data: bytes) -> SignatureSection:
+    """The contents of the signature section `data`. Checks structure only. Raises EifError."""
+    try:
+        certificate, cose = _entry(cbor.decode(data))
+        return SignatureSection(_first_certificate(certificate), *_cose_sign1(cose))
+    except CborError as exc:
+        raise EifError(f"the signature section is not what nitro-cli writes: {exc}") from exc
+
+
+def check_signature(section: SignatureSection, pcr0: str, now: datetime | None = None) -> SignatureReport:
+    """Check the signature of an image whose PCR0, computed, is `pcr0`. Raises EifError if the key is of no known kind.
+
+    `now` is the time at which the certificate must be valid, by default the present.
+    """
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    now = now or datetime.now(UTC)
+    try:
+        certificate = x509.load_der_x509_certificate(section.certificate_der)
+        return SignatureReport(
+            certificate=_describe_certificate(certificate),
+            signature_valid=_signature_valid(section, certificate),
+            pcr0_matches=_signed_pcr0(section.payload) == pcr0,
+            within_dates=certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc,
+        )
+    except (ValueError, UnsupportedAlgorithm) as exc:
+        raise EifError(f"the signature cannot be checked: {printable(str(exc))}") from exc
+
+
+def _entry(value: Value) -> tuple[bytes, bytes]:
+    """Certificate (PEM) and signature (COSE) of the one entry of a decoded section."""
+    match value:
+        case [{"signing_certificate": list(certificate), "signature": list(cose), **rest}] if not rest:
+            return _bytes_of(certificate), _bytes_of(cose)
+        case [_, _, *_]:
+            # Readers look at the first entry only, so a second one could mislead whoever looks at it.
+            raise CborError("there is more than one signature", 0)
+        case _:
+            raise CborError("there is no array of a map of signing_certificate and signature", 0)
+
+
+def _bytes_of(numbers: list[Value]) -> bytes:
+    if not all(isinstance(number, int) and 0 <= number < 256 for number in numbers):
+        raise CborError("an array of bytes holds something else", 0)
+    return bytes(number for number in numbers if isinstance(number, int))
+
+
+def _cose_sign1(cose: bytes) -> tuple[bytes, bytes, bytes]:
+    """Protected header, payload and signature of a COSE_Sign1 array."""
+    match cbor.decode(cose):
+        case [bytes(protected), dict(), bytes(payload), bytes(signature)]:
+            return protected, payload, signature
+        case _:
+            raise CborError("the signature is no COSE_Sign1 array", 0)
+
+
+def _first_certificate(pem: bytes) -> bytes:
+    """The DER bytes of the first certificate of a PEM text."""
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    try:
+        return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+    except (ValueError, UnsupportedAlgorithm) as exc:
+        raise EifError("the signature section holds no readable certificate") from exc
+
+
+def _signed_pcr0(payload: bytes) -> str | None:
+    """The PCR0 that a payload speaks of, as hex, or None if it speaks of another register. Raises CborError."""
+    match cbor.decode(payload):
+        case {"register_index": 0, "register_value": list(value), **rest} if not rest:
+            return _bytes_of(value).hex()
+        case _:
+            return None
+
+
+def _signature_valid(section: SignatureSection, certificate: x509.Certificate) -> bool:
+    """Whether the key of `certificate` made the signature. Raises ValueError for a key that cannot have made one."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _BY_CURVE:
+        raise ValueError("the certificate's key is none on the curves P-256, P-384 and P-521")
+    algorithm, half = _BY_CURVE[key.curve.name]
+    if cbor.decode(section.protected) != {_ALGORITHM: algorithm} or len(section.signature) != 2 * half:
+        return False
+    r, s = (int.from_bytes(part, "big") for part in (section.signature[:half], section.signature[half:]))
+    try:
+        key.verify(encode_dss_signature(r, s), _signed_bytes(section), ec.ECDSA(_hash_of(algorithm)))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _hash_of(algorithm: int) -> hashes.HashAlgorithm:
+    from cryptography.hazmat.primitives import hashes
+
+    return {-7: hashes.SHA256(), -35: hashes.SHA384(), -36: hashes.SHA512()}[algorithm]
+
+
+def _signed_bytes(section: SignatureSection) -> bytes:
+    """The Sig_structure of RFC 9052 section 4.4."""
+    return b"".join(
+        (
+            cbor.encode_head(cbor.ARRAY, 4),
+            cbor.encode_text("Signature1"),
+            cbor.encode_bytes(section.protected),
+            cbor.encode_bytes(b""),
+            cbor.encode_bytes(section.payload),
+        )
+    )
+
+
+def _describe_certificate(certificate: x509.Certificate) -> SigningCertificate:
+    names = {
+        _NAMES.get(attribute.oid.dotted_string, attribute.oid.dotted_string): _text(attribute.value)
+        for attribute in certificate.issuer
+    }
+    algorithm = certificate.signature_algorithm_oid.dotted_string
+    return SigningCertificate(
+        issuer_name=dict(sorted(names.items())),
+        algorithm=_SIGNATURE_ALGORITHMS.get(algorithm, algorithm),
+        not_before=_openssl_date(certificate.not_valid_before_utc),
+        not_after=_openssl_date(certificate.not_valid_after_utc),
+        signature=certificate.signature.hex(":").upper(),
+    )
+
+
+def _text(value: str | bytes) -> str:
+    return value.hex() if isinstance(value, bytes) else printable(value.replace('"', ""))
+
+
+def _openssl_date(moment: datetime) -> str:
+    """A date as OpenSSL prints it: the day padded with a blank, always in GMT."""
+    return f"{moment:%b} {moment.day:2d} {moment:%H:%M:%S} {moment.year} GMT"
