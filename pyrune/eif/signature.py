@@ -18,6 +18,9 @@ Sources: github.com/aws/aws-nitro-enclaves-image-format, src/defs/mod.rs, src/ut
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -128,10 +131,9 @@ def check_signature(section: SignatureSection, pcr0: str, now: datetime | None =
     `now` is the time at which the certificate must be valid, by default the present.
     """
     from cryptography import x509
-    from cryptography.exceptions import UnsupportedAlgorithm
 
     now = now or datetime.now(UTC)
-    try:
+    with _translated("the signature cannot be checked"):
         certificate = x509.load_der_x509_certificate(section.certificate_der)
         return SignatureReport(
             certificate=_describe_certificate(certificate),
@@ -139,8 +141,21 @@ def check_signature(section: SignatureSection, pcr0: str, now: datetime | None =
             pcr0_matches=_signed_pcr0(section.payload) == pcr0,
             within_dates=certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc,
         )
-    except (ValueError, UnsupportedAlgorithm) as exc:
-        raise EifError(f"the signature cannot be checked: {printable(str(exc))}") from exc
+
+
+@contextmanager
+def _translated(problem: str) -> Iterator[None]:
+    """Turn what a certificate or a signature of anyone's making raises into an EifError."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.x509 import InvalidVersion
+
+    with warnings.catch_warnings():
+        # What the library thinks of a certificate's style is for its author, not for who runs the image.
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except (ValueError, TypeError, UnsupportedAlgorithm, InvalidVersion) as exc:
+            raise EifError(f"{problem}: {printable(str(exc))}") from exc
 
 
 def _entry(value: Value) -> tuple[bytes, bytes]:
@@ -173,13 +188,10 @@ def _cose_sign1(cose: bytes) -> tuple[bytes, bytes, bytes]:
 def _first_certificate(pem: bytes) -> bytes:
     """The DER bytes of the first certificate of a PEM text."""
     from cryptography import x509
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import Encoding
 
-    try:
+    with _translated("the signature section holds no readable certificate"):
         return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
-    except (ValueError, UnsupportedAlgorithm) as exc:
-        raise EifError("the signature section holds no readable certificate") from exc
 
 
 def _signed_pcr0(payload: bytes) -> str | None:
