@@ -117,7 +117,8 @@ def _check_schema(place: Node, schema_name: str) -> None:
     faults = islice(jsonschema.Draft202012Validator(schema).iter_errors(tree), _FAULTS_COMPARED)
     gravest = jsonschema.exceptions.best_match(faults)
     if gravest is not None:
-        raise _fault(place, gravest) from gravest
+        # The library's own text quotes the value, which may be of an environment, and a traceback would show it.
+        raise _fault(place, gravest) from None
 
 
 def _without_nulls(value: Json, depth: int) -> Json:

@@ -22,6 +22,8 @@ from pyrune.errors import BundleError
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
+# The version of the runtime specification that pyrune follows, for `--version`, `state` and `spec`.
+OCI_VERSION = "1.2.0"
 CONFIG_NAME = "config.json"
 # Docker's configs are 30 KiB. The bound keeps a wrong file from filling the memory.
 MAX_CONFIG_BYTES = 16 << 20
@@ -151,7 +153,7 @@ def read_config(bundle: str) -> Document:
     Raises BundleError for a file that is missing, not regular, above 16 MiB, or not a JSON object of one meaning.
     """
     real = os.path.realpath(bundle)
-    shown = os.path.normpath(os.path.join(bundle, CONFIG_NAME))
+    shown = shown_config(bundle)
     data = _read_bounded(bundle, os.path.join(real, CONFIG_NAME), shown)
     return Document(real, Node(shown, "", parse(data, shown)))
 
@@ -211,24 +213,34 @@ def _read_bounded(bundle: str, path: str, shown: str) -> bytes:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise BundleError(shown, "not a regular file", remedy="put the configuration itself there")
             data = file.read(MAX_CONFIG_BYTES + 1)
-    except FileNotFoundError as exc:
-        raise _missing(bundle, shown) from exc
-    except NotADirectoryError as exc:
-        raise BundleError(bundle, "not a directory", remedy="--bundle names the directory of config.json") from exc
     except OSError as exc:
-        name = errno.errorcode.get(exc.errno or 0, "unknown error")
-        raise BundleError(shown, f"cannot be read ({name})", remedy="let this user read it") from exc
+        raise config_failure(bundle, exc, "read") from exc
     if len(data) > MAX_CONFIG_BYTES:
         raise BundleError(shown, f"the file is larger than {MAX_CONFIG_BYTES >> 20} MiB", remedy="shorten it")
     return data
 
 
-def _missing(bundle: str, shown: str) -> BundleError:
-    """runc 1.1.5's texts for both (measured): callers match on them."""
-    if os.path.isdir(bundle):
+def shown_config(bundle: str) -> str:
+    """How messages name the config.json of `bundle`: as the user named the bundle."""
+    return os.path.normpath(os.path.join(bundle, CONFIG_NAME))
+
+
+def config_failure(bundle: str, exc: OSError, done: str) -> BundleError:
+    """The error for a config.json that could not be `done` ("read").
+
+    What is missing is said in runc 1.1.5's words (measured), on which callers match.
+    """
+    shown = shown_config(bundle)
+    remedy = "--bundle names the directory of config.json"
+    if isinstance(exc, NotADirectoryError):
+        return BundleError(bundle, "not a directory", remedy=remedy)
+    if isinstance(exc, FileNotFoundError) and not os.path.isdir(bundle):
+        return BundleError(bundle, "no such file or directory", remedy=remedy)
+    if isinstance(exc, FileNotFoundError):
         problem = f"JSON specification file {CONFIG_NAME} not found"
         return BundleError(shown, problem, remedy="`pyrune spec` writes one")
-    return BundleError(bundle, "no such file or directory", remedy="--bundle names the directory of config.json")
+    name = errno.errorcode.get(exc.errno or 0, "unknown error")
+    return BundleError(shown, f"cannot be {done} ({name})", remedy="look at its permissions and its file system")
 
 
 def _member_path(path: str, name: str) -> str:
