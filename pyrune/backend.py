@@ -7,7 +7,7 @@ No I/O here, and no word of containers, bundles or annotations. A back end is us
     stop      ends it; `ended` follows
     close     gives everything back
 
-The observer hears of one enclave: any number of `console_output`, at most one `booted`, exactly one `ended` after start.
+The observer hears of one enclave: any number of `console_output`, at most one `booted`, exactly one `ended`.
 """
 
 from __future__ import annotations

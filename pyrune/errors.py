@@ -74,3 +74,57 @@ class BootError(BackendError):
         if console_tail:
             problem = f"{problem}; its console ended with: {console_tail}"
         super().__init__(problem, remedy=remedy)
+
+
+class InvalidContainerId(PyruneError):
+    """An id that cannot be one. The texts are runc's."""
+
+    def __init__(self, container_id: str) -> None:
+        self.container_id = container_id
+        super().__init__("invalid container ID format" if container_id else "container id cannot be empty")
+
+
+class ContainerNotFound(PyruneError):
+    """No such container. containerd and dockerd match "container does not exist"."""
+
+    def __init__(self, container_id: str) -> None:
+        self.container_id = container_id
+        super().__init__("container does not exist")
+
+
+class ContainerExists(PyruneError):
+    """The id is taken."""
+
+    def __init__(self, container_id: str) -> None:
+        self.container_id = container_id
+        super().__init__("container with given ID already exists")
+
+
+class ContainerStateError(PyruneError):
+    """The container is in no state for the operation. The texts are runc's; containerd matches some."""
+
+
+class StateDirectoryError(PyruneError):
+    """The state directory does not do what it should. `number` is the errno, 0 if there is none."""
+
+    def __init__(self, path: str, problem: str, number: int | None = 0) -> None:
+        self.path = path
+        self.problem = problem
+        self.number = number or 0
+        text = f"state directory {path} {problem}"
+        super().__init__(f"{text} (error {number}); give another one with --root" if number else text)
+
+
+class UsageError(PyruneError):
+    """Options that do not fit each other."""
+
+
+class MonitorError(PyruneError):
+    """The container's monitor failed, or does not answer."""
+
+
+class ReportedError(PyruneError):
+    """An error that happened in another process of pyrune, in its own words."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)

@@ -1,8 +1,8 @@
 """One thread, many descriptors: the event loop of the monitor.
 
-It calls back when a descriptor is ready, a time has come, a signal arrived or work in a thread is done. Callbacks run one
-after another in the thread that called `run`, so what they share needs no locks; none of them may block. An exception
-from a callback leaves `run`: a monitor that is wrong ends.
+It calls back when a descriptor is ready, a time has come, a signal arrived or work in a thread is done. Callbacks run
+one after another in the thread that called `run`, so what they share needs no locks; none of them may block. An
+exception from a callback leaves `run`: a monitor that is wrong ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from types import FrameType
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 
-Callback = Callable[[], None]
+# What a callback returns does not matter.
+Callback = Callable[[], object]
 
 
 class Timer:
@@ -54,7 +55,7 @@ class Reactor:
         self.watch(self._wake_r, READ, self._drain_wake)
 
     def watch(self, fd: int, events: int, callback: Callback) -> None:
-        """Call `callback` whenever `fd` is ready for READ or WRITE (hang-up counts as both). Watching again replaces."""
+        """Call `callback` whenever `fd` is ready for READ or WRITE; a hang-up is both. The latest watch counts."""
         try:
             self._selector.modify(fd, events, callback)
         except KeyError:

@@ -1,0 +1,359 @@
+"""The command line, in runc's grammar: options, one call into the layer below, output. And the error boundary.
+
+Options of runc that mean nothing for an enclave (--no-pivot and the like) are accepted, because callers give them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from pyrune import __version__, log
+from pyrune.annotations import EnclaveRequest, enclave_request
+from pyrune.backends import AUTO, ENVIRONMENT_VARIABLE, choose_backend
+from pyrune.bundle import Bundle, load_bundle
+from pyrune.eif_cli import eif
+from pyrune.errors import ContainerNotFound, PyruneError, UsageError
+from pyrune.lifecycle import CreateOptions
+from pyrune.linux import parse_signal
+from pyrune.state import ContainerRecord, ContainerStore
+
+OCI_VERSION = "1.0.2"
+logger = logging.getLogger(__name__)
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The global options, and the arguments as they came, for a hand-over."""
+
+    arguments: tuple[str, ...]
+    store: ContainerStore
+    wanted_backend: str
+
+
+def default_root() -> Path:
+    """Where containers are kept unless --root says otherwise."""
+    runtime_directory = os.environ.get("XDG_RUNTIME_DIR")
+    if os.geteuid() != 0 and runtime_directory:
+        return Path(runtime_directory) / "pyrune"
+    return Path("/run/pyrune")
+
+
+def _print_version(context: click.Context, _parameter: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(f"pyrune version {__version__}\nspec: {OCI_VERSION}")
+        context.exit()
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="Run containers in AWS Nitro Enclaves, with the command line of runc.",
+)
+@click.option("--root", help="Keep the state of containers here.  [default: /run/pyrune, or below $XDG_RUNTIME_DIR]")
+@click.option("--log", "log_path", help="Write log records to this file instead of standard error.")
+@click.option("--log-format", type=click.Choice([log.TEXT, log.JSON]), default=log.TEXT, help="How to write them.")
+@click.option("--debug", is_flag=True, help="Log more than errors.")
+@click.option(
+    "--backend",
+    type=click.Choice([AUTO, "nitro", "local"]),
+    default=AUTO,
+    envvar=ENVIRONMENT_VARIABLE,
+    show_default=True,
+    help=f"What runs enclaves: Nitro hardware, or a local virtual machine, which protects nothing. "
+    f"Also ${ENVIRONMENT_VARIABLE}.",
+)
+@click.option("--systemd-cgroup", is_flag=True, expose_value=False, help="Name cgroups as systemd does.")
+@click.option("--rootless", default="auto", metavar="true|false|auto", expose_value=False,
+              help="Accepted; the caller's rights decide.")  # fmt: skip
+@click.option("-v", "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
+              help="Print the version and leave.")  # fmt: skip
+@click.pass_context
+def cli(
+    context: click.Context,
+    root: str | None,
+    log_path: str | None,
+    log_format: str,
+    debug: bool,
+    backend: str,
+) -> None:
+    try:
+        log.configure(log_path, log_format, debug)
+    except OSError as exc:
+        raise UsageError(f"the log file {log_path} cannot be written (error {exc.errno})") from exc
+    context.obj = Call(
+        arguments=context.obj,
+        store=ContainerStore(Path(root).absolute() if root else default_root()),
+        wanted_backend=backend,
+    )
+
+
+cli.add_command(eif)
+
+
+def _creation_options(command: Command) -> Command:
+    """The options that create and run share."""
+    options = [
+        click.option("-b", "--bundle", default=".", help="The bundle's directory.  [default: the current one]"),
+        click.option("--pid-file", help="Write the pid of the container's process to this file."),
+        click.option("--console-socket", help="Send the terminal's master to this socket."),
+        click.option("--pidfd-socket", help="Send a pidfd of the container's process to this socket."),
+        click.option("--preserve-fds", type=int, default=0, help="Accepted; none can reach an enclave."),
+        click.option("--no-pivot", is_flag=True, help="Accepted; an enclave does not share this file system."),
+        click.option("--no-new-keyring", is_flag=True, help="Accepted; an enclave does not share this kernel."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _load(call: Call, path: str) -> tuple[Bundle, EnclaveRequest]:
+    """The bundle and what it asks for; an ordinary bundle is runc's, and this does not return."""
+    bundle = load_bundle(path)
+    environment = bundle.config.process.env if bundle.config.process else ()
+    request = enclave_request(bundle.config.annotations, environment)
+    if request is None:
+        _hand_over(call)
+    return bundle, request
+
+
+def _hand_over(call: Call) -> NoReturn:
+    from pyrune.runc import hand_over
+
+    logging.shutdown()
+    hand_over(call.arguments)
+
+
+def _or_runc(call: Call, error: ContainerNotFound) -> NoReturn:
+    """Leave an id that is none of ours to runc, which may know it; without a runc, nobody does."""
+    from pyrune.runc import find_runc
+
+    if find_runc() is None:
+        raise error
+    _hand_over(call)
+
+
+@cli.command(help="Write a config.json for a new bundle.")
+@click.option("-b", "--bundle", default=".", help="The bundle's directory.  [default: the current one]")
+@click.option("--rootless", is_flag=True, help="Write it for a container without root.")
+@click.option("--enclave", is_flag=True, help="Write it for an enclave.")
+@click.option("--image", help="The enclave image, an absolute path (with --enclave).")
+@click.option("--memory", help="The enclave's memory in MiB, or with suffix M, G or T (with --enclave).")
+@click.option("--vcpus", help="The enclave's number of CPUs (with --enclave).")
+def spec(bundle: str, rootless: bool, enclave: bool, image: str | None, memory: str | None, vcpus: str | None) -> None:
+    from pyrune.spec import EnclaveArguments, default_spec, write_spec
+
+    arguments = EnclaveArguments(image=image, memory=memory, vcpus=vcpus)
+    if not enclave and arguments != EnclaveArguments():
+        raise UsageError("--image, --memory and --vcpus describe an enclave; say --enclave as well")
+    write_spec(bundle, default_spec(rootless=rootless, enclave=arguments if enclave else None))
+
+
+@cli.command(help="Make a container from a bundle, ready to start.")
+@_creation_options
+@click.argument("container_id")
+@click.pass_obj
+def create(call: Call, /, container_id: str, bundle: str, **options: Any) -> None:
+    from pyrune import lifecycle
+
+    loaded, request = _load(call, bundle)
+    lifecycle.create(call.store, container_id, loaded, request, _create_options(call, options))
+
+
+@cli.command(help="Make a container from a bundle, start it and wait for its end.")
+@_creation_options
+@click.option("-d", "--detach", is_flag=True, help="Do not wait for its end.")
+@click.option("--keep", is_flag=True, help="Do not delete it at its end.")
+@click.option("--no-subreaper", is_flag=True, help="Accepted; what is waited for is always adopted.")
+@click.argument("container_id")
+@click.pass_context
+def run(context: click.Context, /, container_id: str, bundle: str, detach: bool, keep: bool, **options: Any) -> None:
+    from pyrune import lifecycle
+
+    call: Call = context.obj
+    loaded, request = _load(call, bundle)
+    chosen = _create_options(call, options)
+    context.exit(lifecycle.run(call.store, container_id, loaded, request, chosen, detach=detach, keep=keep))
+
+
+def _create_options(call: Call, options: dict[str, Any]) -> CreateOptions:
+    return CreateOptions(
+        backend=choose_backend(call.wanted_backend),
+        pid_file=options["pid_file"],
+        console_socket=options["console_socket"],
+        pidfd_socket=options["pidfd_socket"],
+    )
+
+
+@cli.command(help="Boot the enclave of a created container.")
+@click.argument("container_id")
+@click.pass_obj
+def start(call: Call, container_id: str) -> None:
+    from pyrune import lifecycle
+
+    try:
+        lifecycle.start(call.store, container_id)
+    except ContainerNotFound as exc:
+        _or_runc(call, exc)
+
+
+@cli.command(help="Print the state of a container.")
+@click.argument("container_id")
+@click.pass_obj
+def state(call: Call, container_id: str) -> None:
+    from pyrune import lifecycle
+
+    try:
+        record = lifecycle.state(call.store, container_id)
+    except ContainerNotFound as exc:
+        _or_runc(call, exc)
+    click.echo(json.dumps(lifecycle.state_document(record), indent=2))
+
+
+@cli.command(help="Send a signal to a container; SIGTERM unless another is named.")
+@click.option("-a", "--all", "all_processes", is_flag=True, help="To all its processes: an enclave is one.")
+@click.argument("container_id")
+@click.argument("signal_name", default="SIGTERM")
+@click.pass_obj
+def kill(call: Call, container_id: str, signal_name: str, all_processes: bool) -> None:
+    from pyrune import lifecycle
+
+    number = parse_signal(signal_name)
+    if number is None:
+        raise UsageError(f'unknown signal "{signal_name}"')
+    try:
+        lifecycle.kill(call.store, container_id, number, all_processes=all_processes)
+    except ContainerNotFound as exc:
+        _or_runc(call, exc)
+
+
+@cli.command(help="Delete a container that has stopped.")
+@click.option("-f", "--force", is_flag=True, help="End it first if it runs; one that does not exist is fine.")
+@click.argument("container_id")
+@click.pass_obj
+def delete(call: Call, container_id: str, force: bool) -> None:
+    from pyrune import lifecycle
+    from pyrune.runc import find_runc
+
+    try:
+        lifecycle.delete(call.store, container_id, force=force and find_runc() is None)
+    except ContainerNotFound as exc:
+        _or_runc(call, exc)
+
+
+@cli.command("list", help="List the containers below the root.")
+@click.option("-f", "--format", "output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
+@click.pass_obj
+def list_(call: Call, output: str, quiet: bool) -> None:
+    from pyrune import lifecycle
+
+    records = list(call.store.records())
+    documents = [{**lifecycle.state_document(record), "owner": _owner(call, record)} for record in records]
+    if quiet:
+        click.echo("".join(f"{record.id}\n" for record in records), nl=False)
+    elif output == "json":
+        # runc prints `null` for an empty list.
+        click.echo(json.dumps(documents or None))
+    else:
+        keys = ["id", "pid", "status", "bundle", "created", "owner"]
+        rows = [[str(document[key]) for key in keys] for document in documents]
+        click.echo(_table([[key.upper() for key in keys], *rows]), nl=False)
+
+
+def _owner(call: Call, record: ContainerRecord) -> str:
+    import pwd
+
+    try:
+        uid = os.stat(call.store.root / record.id).st_uid
+    except FileNotFoundError:
+        return ""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"
+
+
+def _table(rows: list[list[str]]) -> str:
+    """Columns as wide as their widest cell and three spaces, at least 12: as runc's tables look."""
+    widths = [max(12, *(len(row[column]) + 3 for row in rows)) for column in range(len(rows[0]))]
+    lines = ("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "".join(line.rstrip() + "\n" for line in lines)
+
+
+@cli.command(
+    help="List the processes of a container on this machine.", context_settings={"ignore_unknown_options": True}
+)
+@click.option("-f", "--format", "output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.argument("container_id")
+@click.argument("ps_options", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def ps(call: Call, container_id: str, output: str, ps_options: tuple[str, ...]) -> None:
+    from pyrune import lifecycle
+
+    try:
+        pids = lifecycle.process_ids(call.store, container_id)
+    except ContainerNotFound as exc:
+        _or_runc(call, exc)
+    if output == "json":
+        click.echo(json.dumps(pids))
+    else:
+        click.echo(_process_table(pids, ps_options or ("-ef",)), nl=False)
+
+
+def _process_table(pids: list[int], ps_options: Sequence[str]) -> str:
+    from pyrune.process import find_program, output_of
+
+    program = find_program("ps")
+    if program is None:
+        raise UsageError("the table needs the program ps, which is not installed; --format json does without")
+    status, output = output_of([program, *ps_options], timeout_s=20)
+    lines = output.decode(errors="replace").splitlines()
+    if status or not lines or "PID" not in lines[0].split():
+        raise UsageError(f"{program} {' '.join(ps_options)} printed no column named PID")
+    column = lines[0].split().index("PID")
+    wanted = {str(pid) for pid in pids}
+    kept = [line for line in lines[1:] if line.split()[column : column + 1] and line.split()[column] in wanted]
+    return "".join(f"{line}\n" for line in [lines[0], *kept])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line and return the exit status. The one place where errors are caught and shown."""
+    # A caller that stops reading must not kill this process before it has cleaned up.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    try:
+        with cli.make_context("pyrune", list(arguments), obj=tuple(arguments)) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    except click.ClickException as exc:
+        _show_error(exc.format_message())
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except PyruneError as exc:
+        _show_error(str(exc))
+        return exc.exit_status
+    except Exception as exc:
+        _show_error(f"pyrune failed in a way that it should not: {type(exc).__name__}: {exc}")
+        logger.debug("the traceback", exc_info=True)
+        return 1
+    return 0
+
+
+def _show_error(text: str) -> None:
+    """One record in the log, and the bare text on standard error where that is not the log."""
+    handlers = logging.getLogger().handlers
+    if handlers:
+        logger.error("%s", text)
+    if not any(isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr for handler in handlers):
+        click.echo(text, err=True)

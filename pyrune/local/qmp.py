@@ -1,0 +1,108 @@
+"""QMP, QEMU's control protocol: lines of JSON over a socket.
+
+Only what this back end needs: the handshake, commands whose results do not matter, and events. Source: QEMU's
+docs/interop/qmp-spec.rst.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pyrune.errors import BackendError
+from pyrune.reactor import READ, Reactor
+
+_LINE_LIMIT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class QmpEvent:
+    """An event's name (SHUTDOWN, STOP, ...) and, where it has one, its `reason`."""
+
+    name: str
+    reason: str
+
+
+class QmpClient:
+    """Owns `sock`. `handshake` comes first and blocks; after `attach`, events arrive by callback."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._received = b""
+        self._reactor: Reactor | None = None
+        self._on_event: Callable[[QmpEvent], None] | None = None
+
+    def handshake(self, timeout_s: float) -> None:
+        """Leave the negotiation mode. Raises BackendError when QEMU ends or does not answer in time."""
+        deadline = time.monotonic() + timeout_s
+        self._read_until("QMP", deadline)
+        self.send("qmp_capabilities")
+        self._read_until("return", deadline)
+
+    def attach(self, reactor: Reactor, on_event: Callable[[QmpEvent], None]) -> None:
+        """From now on call back for each event. The end of the connection is no event: watch the process."""
+        self._reactor = reactor
+        self._on_event = on_event
+        self._sock.setblocking(False)
+        reactor.watch(self._sock.fileno(), READ, self._receive)
+
+    def send(self, command: str) -> None:
+        """Give a command that takes no arguments. A connection that QEMU has closed is no error here."""
+        try:
+            self._sock.sendall(json.dumps({"execute": command}).encode() + b"\n")
+        except (BrokenPipeError, ConnectionResetError, BlockingIOError):
+            return
+
+    def close(self) -> None:
+        if self._reactor is not None and self._sock.fileno() >= 0:
+            self._reactor.unwatch(self._sock.fileno())
+        self._sock.close()
+
+    def _read_until(self, key: str, deadline: float) -> None:
+        while True:
+            for message in self._take_messages():
+                if key in message:
+                    return
+                if "error" in message:
+                    raise BackendError("qemu refused the control connection")
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise BackendError("qemu did not answer on its control connection in time")
+            self._sock.settimeout(remaining)
+            try:
+                chunk = self._sock.recv(65536)
+            except TimeoutError:
+                continue
+            except ConnectionResetError:
+                chunk = b""
+            if not chunk:
+                raise BackendError("qemu ended before it was ready")
+            self._received += chunk
+
+    def _receive(self) -> None:
+        try:
+            chunk = self._sock.recv(65536)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            chunk = b""
+        if not chunk or len(self._received) > _LINE_LIMIT_BYTES:
+            self.close()
+            return
+        self._received += chunk
+        for message in self._take_messages():
+            if self._on_event is not None and isinstance(name := message.get("event"), str):
+                self._on_event(QmpEvent(name, _reason_of(message)))
+
+    def _take_messages(self) -> list[dict[str, object]]:
+        *lines, self._received = self._received.split(b"\n")
+        messages = [json.loads(line) for line in lines if line.strip()]
+        return [message for message in messages if isinstance(message, dict)]
+
+
+def _reason_of(message: dict[str, object]) -> str:
+    data = message.get("data")
+    return str(data.get("reason", "")) if isinstance(data, dict) else ""

@@ -1,0 +1,142 @@
+"""The control socket: how later calls talk to the monitor of a container.
+
+Over the stream socket `control` in the container's directory, one request and one reply per connection, each one line
+of JSON: {"verb": "start"} or {"verb": "kill", "signal": 15}; then {} or {"error": text}. `start` is answered when the
+enclave has booted or failed to. The directory's mode lets only its owner and root connect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pyrune.errors import ContainerStateError, MonitorError, ReportedError
+from pyrune.linux import bind_unix, connect_unix
+from pyrune.reactor import READ, Reactor, Timer
+
+SOCKET_NAME = "control"
+_REQUEST_LIMIT_BYTES = 4096
+_REQUEST_TIMEOUT_S = 10.0
+_CLIENT_LIMIT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`signal` is 0 unless the verb is kill."""
+
+    verb: str
+    signal: int = 0
+
+
+# Called with None for done, or with the reason why not.
+Reply = Callable[[str | None], None]
+RequestHandler = Callable[[Request, Reply], None]
+
+
+def ask(directory_fd: int, request: Request) -> None:
+    """Have the monitor carry out `request`, however long that takes.
+
+    Raises ContainerStateError when there is no monitor any more, ReportedError with its reason for not doing it.
+    """
+    try:
+        sock = connect_unix(directory_fd, SOCKET_NAME, _REQUEST_TIMEOUT_S)
+    except (FileNotFoundError, ConnectionRefusedError) as exc:
+        raise ContainerStateError("container not running") from exc
+    except OSError as exc:
+        raise MonitorError(f"the container's monitor cannot be reached (error {exc.errno})") from exc
+    with sock:
+        try:
+            sock.sendall(json.dumps({"verb": request.verb, "signal": request.signal}).encode() + b"\n")
+            sock.settimeout(None)
+            with sock.makefile("rb") as replies:
+                line = replies.readline()
+        except OSError as exc:
+            raise MonitorError("the container's monitor ended during the call") from exc
+    if not line.endswith(b"\n"):
+        raise MonitorError("the container's monitor ended during the call")
+    reply = json.loads(line)
+    if "error" in reply:
+        raise ReportedError(reply["error"])
+
+
+@dataclass(slots=True)
+class _Client:
+    sock: socket.socket
+    timer: Timer
+    received: bytearray = field(default_factory=bytearray)
+
+
+class ControlServer:
+    """The monitor's end. `close` answers nobody and removes the socket."""
+
+    def __init__(self, directory_fd: int, reactor: Reactor, handle: RequestHandler) -> None:
+        self._directory_fd = directory_fd
+        self._reactor = reactor
+        self._handle = handle
+        self._clients: dict[int, _Client] = {}
+        self._listener = bind_unix(directory_fd, SOCKET_NAME)
+        self._listener.setblocking(False)
+        reactor.watch(self._listener.fileno(), READ, self._accept)
+
+    def close(self) -> None:
+        self._reactor.unwatch(self._listener.fileno())
+        self._listener.close()
+        for client in list(self._clients.values()):
+            self._drop(client)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(SOCKET_NAME, dir_fd=self._directory_fd)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        sock.setblocking(False)
+        client = _Client(sock, self._reactor.call_later(_REQUEST_TIMEOUT_S, lambda: self._drop(client)))
+        self._clients[sock.fileno()] = client
+        if len(self._clients) > _CLIENT_LIMIT:
+            self._drop(next(iter(self._clients.values())))
+        self._reactor.watch(sock.fileno(), READ, lambda: self._receive(client))
+
+    def _receive(self, client: _Client) -> None:
+        try:
+            chunk = client.sock.recv(_REQUEST_LIMIT_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            chunk = b""
+        client.received += chunk
+        if not chunk or len(client.received) > _REQUEST_LIMIT_BYTES:
+            self._drop(client)
+        elif client.received.endswith(b"\n"):
+            client.timer.cancel()
+            self._reactor.unwatch(client.sock.fileno())
+            self._dispatch(client)
+
+    def _dispatch(self, client: _Client) -> None:
+        try:
+            raw = json.loads(client.received)
+            request = Request(str(raw["verb"]), int(raw.get("signal", 0)))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self._reply(client, "this is not a request that the monitor knows")
+            return
+        self._handle(request, lambda error: self._reply(client, error))
+
+    def _reply(self, client: _Client, error: str | None) -> None:
+        if client.sock.fileno() < 0:
+            return
+        # One short line always fits into the empty send buffer of a unix socket.
+        with contextlib.suppress(OSError):
+            client.sock.send(json.dumps({} if error is None else {"error": error}).encode() + b"\n")
+        self._drop(client)
+
+    def _drop(self, client: _Client) -> None:
+        client.timer.cancel()
+        if client.sock.fileno() >= 0:
+            self._clients.pop(client.sock.fileno(), None)
+            self._reactor.unwatch(client.sock.fileno())
+            client.sock.close()

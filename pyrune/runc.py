@@ -1,0 +1,42 @@
+"""Handing ordinary containers to runc, or to another runtime with its command line.
+
+Which one: PYRUNE_RUNC names it, else runc and then crun are looked for on PATH and, where that is empty, in the usual
+places. The call becomes that program: same arguments, same descriptors, same process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pyrune.errors import PyruneError
+from pyrune.process import find_program, replace_self
+
+ENVIRONMENT_VARIABLE = "PYRUNE_RUNC"
+
+
+class OrdinaryRuntimeError(PyruneError):
+    """There is no runtime for ordinary containers, or it does not start."""
+
+
+def find_runc() -> str | None:
+    """The absolute path of the runtime for ordinary containers, if there is one."""
+    configured = os.environ.get(ENVIRONMENT_VARIABLE)
+    if configured:
+        return configured
+    return find_program("runc") or find_program("crun")
+
+
+def hand_over(arguments: Sequence[str]) -> NoReturn:
+    """Become runc with `arguments`, those that pyrune was called with. Raises OrdinaryRuntimeError."""
+    program = find_runc()
+    if program is None:
+        raise OrdinaryRuntimeError(
+            "this is an ordinary container, and no runtime for those is installed; "
+            f"install runc, or name another with {ENVIRONMENT_VARIABLE}"
+        )
+    try:
+        replace_self(program, [os.path.basename(program), *arguments])
+    except OSError as exc:
+        raise OrdinaryRuntimeError(f"the runtime {program} does not start (error {exc.errno})") from exc

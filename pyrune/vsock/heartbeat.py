@@ -1,0 +1,71 @@
+"""The heartbeat: how an enclave's init says that it is up.
+
+AWS's init connects once to its parent (CID 3) at port 9000, sends the byte 0xB7 and waits for the same byte before it
+goes on; without an answer it waits for ever, and when the connection fails it panics. Source: init/init.c of
+aws-nitro-enclaves-sdk-bootstrap. pyrune's own init does the same.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from pyrune.reactor import READ, Callback, Reactor, Timer
+
+HEARTBEAT_BYTE = b"\xb7"
+_TIMEOUT_S = 10.0
+_PEER_LIMIT = 16
+
+
+class HeartbeatServer:
+    """Answers beats on a listening stream socket of any family, which it owns. `on_beat` is called at each beat."""
+
+    def __init__(self, listener: socket.socket, reactor: Reactor, on_beat: Callback) -> None:
+        self._listener = listener
+        self._reactor = reactor
+        self._on_beat = on_beat
+        self._peers: dict[socket.socket, Timer] = {}
+        listener.setblocking(False)
+        reactor.watch(listener.fileno(), READ, self._accept)
+
+    def close(self) -> None:
+        """Stop listening and drop whoever is half-way."""
+        if self._listener.fileno() >= 0:
+            self._reactor.unwatch(self._listener.fileno())
+            self._listener.close()
+        for peer in list(self._peers):
+            self._drop(peer)
+
+    def _accept(self) -> None:
+        try:
+            peer, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        peer.setblocking(False)
+        if len(self._peers) >= _PEER_LIMIT:
+            self._drop(next(iter(self._peers)))
+        self._peers[peer] = self._reactor.call_later(_TIMEOUT_S, self._dropper(peer))
+        self._reactor.watch(peer.fileno(), READ, lambda: self._answer(peer))
+
+    def _answer(self, peer: socket.socket) -> None:
+        try:
+            beat = peer.recv(1)
+            # One byte always fits into the send buffer of a fresh connection.
+            done = beat == HEARTBEAT_BYTE and peer.send(HEARTBEAT_BYTE) == 1
+        except BlockingIOError:
+            return
+        except OSError:
+            done = False
+        self._drop(peer)
+        if done:
+            self._on_beat()
+
+    def _dropper(self, peer: socket.socket) -> Callable[[], None]:
+        return lambda: self._drop(peer)
+
+    def _drop(self, peer: socket.socket) -> None:
+        timer = self._peers.pop(peer, None)
+        if timer is not None:
+            timer.cancel()
+            self._reactor.unwatch(peer.fileno())
+            peer.close()
