@@ -28,6 +28,24 @@ def find_runc() -> str | None:
     return find_program("runc") or find_program("crun")
 
 
+def without_own_options(arguments: Sequence[str]) -> list[str]:
+    """`arguments` less those that only pyrune has: --backend and its value, before the verb."""
+    kept: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--backend":
+            next(rest, None)
+        elif not argument.startswith("--backend="):
+            kept.append(argument)
+        if not argument.startswith("-") and (not kept[:-1] or not _takes_value(kept[-2])):
+            break
+    return [*kept, *rest]
+
+
+def _takes_value(option: str) -> bool:
+    return option in ("--root", "--log", "--log-format", "--criu", "--rootless")
+
+
 def hand_over(arguments: Sequence[str]) -> NoReturn:
     """Become runc with `arguments`, those that pyrune was called with. Raises OrdinaryRuntimeError."""
     program = find_runc()
@@ -37,6 +55,6 @@ def hand_over(arguments: Sequence[str]) -> NoReturn:
             f"install runc, or name another with {ENVIRONMENT_VARIABLE}"
         )
     try:
-        replace_self(program, [os.path.basename(program), *arguments])
+        replace_self(program, [os.path.basename(program), *without_own_options(arguments)])
     except OSError as exc:
         raise OrdinaryRuntimeError(f"the runtime {program} does not start (error {exc.errno})") from exc

@@ -24,6 +24,7 @@ from pyrune.reactor import READ, Reactor
 
 # QEMU is up within a second; a machine that is busy enough may need many.
 _READY_TIMEOUT_S = 60.0
+_QEMU_EXIT_PATIENCE_S = 5.0
 _CONSOLE_CHUNK_BYTES = 65536
 # QMP's SHUTDOWN reasons that come from the guest itself, see QEMU's qapi/run-state.json.
 _GUEST_REASONS = frozenset({"guest-shutdown", "guest-reset"})
@@ -154,9 +155,14 @@ class VirtualMachine:
 
     def _on_device_exit(self) -> None:
         self._reactor.unwatch(self._device.pidfd)
-        self._device_ended = self._qemu.poll() is None
-        if self._device_ended:
-            # QEMU would live on with a dead vsock, and cannot connect to another device.
+        # It ends well when QEMU closes its connection, which QEMU does a moment before it exits.
+        patience_s = _QEMU_EXIT_PATIENCE_S if self._device.poll() == 0 else 0
+        self._reactor.call_later(patience_s, self._end_without_device)
+
+    def _end_without_device(self) -> None:
+        # QEMU would live on with a dead vsock, and cannot connect to another device.
+        if not self._closed and self._qemu.poll() is None:
+            self._device_ended = True
             self._qemu.kill()
 
     def _end(self) -> EnclaveEnd:
