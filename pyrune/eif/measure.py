@@ -26,8 +26,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from pyrune.eif.files import CHUNK_BYTES
 from pyrune.eif.format import CRC_OFFSET, Chunk, Header, Section, SectionType
-from pyrune.eif.reader import CHUNK_BYTES, READ_LIMITS_BYTES, EifImage
+from pyrune.eif.reader import READ_LIMITS_BYTES, EifImage
 from pyrune.errors import EifError
 
 PCR_BYTES: Final = hashlib.sha384().digest_size

@@ -10,9 +10,7 @@ was checked is the file that is measured and run, and the descriptor's own posit
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from pyrune.eif.ambiguity import find_ambiguities
+from pyrune.eif.files import CHUNK_BYTES, chunks, open_regular, quoted, regular_size
 from pyrune.eif.format import (
     CURRENT_VERSION,
     HEADER_BYTES,
@@ -33,7 +32,7 @@ from pyrune.eif.format import (
     SectionType,
     unpack_section_header,
 )
-from pyrune.errors import EifError, printable
+from pyrune.errors import EifError
 
 # The sections that are read whole. Real ones have some hundred bytes (cmdline), some kilobytes (metadata,
 # signature); Linux takes no command line above 4 KiB.
@@ -42,28 +41,6 @@ READ_LIMITS_BYTES: Final = {
     SectionType.SIGNATURE: 1 << 20,
     SectionType.METADATA: 16 << 20,
 }
-
-CHUNK_BYTES: Final = 1 << 20
-
-# Callers such as containerd look for the kernel's own words ("not found", "permission denied") in a runtime's
-# error and draw conclusions about the runtime or the container's process; an image must not cause those.
-_OPEN_FAILURES: Final = {
-    errno.ENOENT: "nothing is there",
-    errno.ENOTDIR: "a part of its path is no folder",
-    errno.EACCES: "this user may not read it",
-    errno.EPERM: "this user may not read it",
-    errno.ELOOP: "its symbolic links lead in a circle",
-    errno.ENAMETOOLONG: "the path is too long",
-    errno.ENXIO: "it is a socket or a device",
-}
-
-_FILE_KINDS: Final = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 class EifImage:
@@ -81,9 +58,9 @@ class EifImage:
 
     def __init__(self, fd: int, name: str) -> None:
         self.fd = fd
-        self.name = printable(name)
+        self.name = quoted(name)
         try:
-            self.size_bytes = self._regular_file_size()
+            self.size_bytes = regular_size(fd, f"image {self.name}")
             self.header = self._read_header()
             self.sections = self._read_sections()
         except BaseException:
@@ -98,13 +75,7 @@ class EifImage:
         Never blocks, even if `path` names a FIFO. Raises EifError.
         """
         name = os.fspath(path)
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        except OSError as exc:
-            reason = _OPEN_FAILURES.get(exc.errno or 0) or f"errno {errno.errorcode.get(exc.errno or 0)}"
-            raise EifError(f"image {printable(name)} does not open: {reason}") from exc
-        except ValueError as exc:
-            raise EifError(f"image {printable(name)} does not open: its path is no file name") from exc
+        fd, _ = open_regular(name, f"image {quoted(name)}")
         return cls(fd, name)
 
     @classmethod
@@ -196,7 +167,7 @@ class EifImage:
 
     def chunks(self, section: Section, buffer: bytearray) -> Iterator[memoryview]:
         """The data of a section, piece by piece, in `buffer`: each piece is gone when the next is asked for."""
-        yield from self._chunks_at(section.data_offset, section.end, buffer)
+        return self._chunks_at(section.data_offset, section.end, buffer)
 
     def error(self, problem: str, offset: int | None = None) -> EifError:
         """An EifError about this image."""
@@ -204,13 +175,6 @@ class EifImage:
 
     def _first(self, kind: SectionType) -> Section | None:
         return next((section for section in self.sections if section.type is kind), None)
-
-    def _regular_file_size(self) -> int:
-        status = os.fstat(self.fd)
-        if stat.S_ISREG(status.st_mode):
-            return status.st_size
-        kind = next((text for test, text in _FILE_KINDS if test(status.st_mode)), "something else")
-        raise EifError(f"image {self.name} does not open: it is no regular file but {kind}")
 
     def _read_header(self) -> Header:
         magic = self._read_at(0, min(len(MAGIC), self.size_bytes))
@@ -256,14 +220,4 @@ class EifImage:
         return b"".join(bytes(piece) for piece in pieces)
 
     def _chunks_at(self, start: int, end: int, buffer: bytearray) -> Iterator[memoryview]:
-        view = memoryview(buffer)
-        while start < end:
-            try:
-                got = os.preadv(self.fd, [view[: end - start]], start)
-            except OSError as exc:
-                reason = errno.errorcode.get(exc.errno or 0)
-                raise self.error(f"the disk does not give it ({reason})", start) from exc
-            if not got:
-                raise self.error("it became shorter while it was read", start)
-            yield view[:got]
-            start += got
+        return chunks(self.fd, start, end, buffer, f"image {self.name}")
