@@ -6,7 +6,7 @@
 
 CHECKOUT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$CHECKOUT/.venv
-LOG="" # where `working` keeps the output of a command; a caller may set it
+LOG="" # where `working` keeps the output of a command
 
 say() { printf '%s\n' "$*" >&2; }
 step() { printf '\n==> %s\n' "$*" >&2; }
@@ -15,23 +15,31 @@ die() {
 	exit 1
 }
 
-# The log of commands that run behind a progress line; it goes away with the script.
-open_log() {
-	LOG=$(mktemp)
-	# shellcheck disable=SC2064  # its name as it is now
-	trap "rm -f '$LOG'" EXIT
+# What goes away with the script, however it ends: the command that `working` runs, and paths.
+WORKER=""
+LEFTOVERS=()
+clean_up() {
+	if [[ -n $WORKER ]]; then
+		kill "$WORKER" 2>/dev/null || true
+		wait "$WORKER" 2>/dev/null || true
+	fi
+	rm -rf "${LEFTOVERS[@]}"
 }
+trap clean_up EXIT
 
 # working TEXT COMMAND...: run a command that prints much, showing that it lives; what it printed only if it fails.
 working() {
-	local text=$1 started=$SECONDS shown=0 status=0 child
+	local text=$1 started=$SECONDS shown=0 status=0
 	shift
-	[[ -n $LOG ]] || open_log
+	if [[ -z $LOG ]]; then
+		LOG=$(mktemp)
+		LEFTOVERS+=("$LOG")
+	fi
 	printf '    %s ' "$text" >&2
 	"$@" >"$LOG" 2>&1 </dev/null &
-	child=$!
+	WORKER=$!
 	# Every half second on a terminal, every ten in a log.
-	while kill -0 "$child" 2>/dev/null; do
+	while kill -0 "$WORKER" 2>/dev/null; do
 		sleep 0.5
 		shown=$((shown + 1))
 		if [[ -t 2 ]]; then
@@ -40,7 +48,8 @@ working() {
 			printf '.' >&2
 		fi
 	done
-	wait "$child" || status=$?
+	wait "$WORKER" || status=$?
+	WORKER=""
 	if ((status)); then
 		printf 'failed\n' >&2
 		tail -n 40 "$LOG" >&2
@@ -63,8 +72,7 @@ as_root() {
 	elif command -v sudo >/dev/null; then
 		sudo "$@"
 	else
-		say "    this needs root, and there is no sudo here; run as root:"
-		die "$*"
+		die "this needs root, and there is no sudo here; as root, run: ${WISH:-$*}"
 	fi
 }
 
@@ -86,6 +94,7 @@ need() {
 	command -v apt-get >/dev/null ||
 		die "missing here: ${packages[*]} (Debian's names); this machine has no apt-get, so install them by hand"
 	step "System packages: ${packages[*]}"
+	WISH="apt-get install --no-install-recommends ${packages[*]}" as_root true # a password is asked for here, not behind a progress line
 	apt_knows "${packages[@]}" || working "asking the package servers what is new (apt-get update)" apt_get update
 	apt_knows "${packages[@]}" || die "apt cannot install: ${packages[*]}; see: apt-get install --simulate ${packages[*]}"
 	LC_ALL=C apt-get --assume-no --no-install-recommends install "${packages[@]}" 2>/dev/null |
@@ -144,11 +153,11 @@ cache_directory() {
 	fi
 }
 
-# The architecture as the kernel names it, of this machine or of a Debian or kernel name for it.
+# architecture NAME: as the kernel names it, from a name that the kernel, Debian or Go has for it.
 architecture() {
-	case ${1:-$(uname -m)} in
+	case $1 in
 		x86_64 | amd64) printf 'x86_64' ;;
 		aarch64 | arm64) printf 'aarch64' ;;
-		*) die "${1:-$(uname -m)} is no architecture of Nitro Enclaves: x86_64 or aarch64" ;;
+		*) die "$1 is no architecture of Nitro Enclaves: x86_64 or aarch64" ;;
 	esac
 }

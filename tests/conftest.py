@@ -7,11 +7,13 @@ attestation documents and container configurations).
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.needs import missing
+from tests.table import Table
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +26,18 @@ def vectors() -> Path:
     if not (path / "eif").is_dir():
         missing("vectors", f"{path} holds no eif directory")
     return path
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """The last thing on the screen is one table: what ran, what was skipped, and why."""
+    yield
+    if terminalreporter.config.get_verbosity() >= 0:
+        table = Table(os.environ.get("PYRUNE_TEST_CHECKS", ""))
+        for outcome, reports in terminalreporter.stats.items():
+            for report in reports:
+                if isinstance(report, pytest.TestReport | pytest.CollectReport):
+                    table.add(outcome, report)
+        terminalreporter.section("what ran, what was skipped, and why")
+        for line in table.lines():
+            terminalreporter.write_line(line)
