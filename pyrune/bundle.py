@@ -122,9 +122,12 @@ def _check_schema(place: Node, schema_name: str) -> None:
 
 
 def _without_nulls(value: Json, depth: int) -> Json:
-    """`value` without members that are null, which mean absent."""
-    if depth == 0:
-        return value
+    """`value` without members that are null, which mean absent, and without what lies below `depth`.
+
+    jsonschema makes a text of what it refuses, and a text of a deeply nested value would end in RecursionError.
+    """
+    if depth == 0 and isinstance(value, dict | list):
+        return None
     if isinstance(value, dict):
         return {key: _without_nulls(item, depth - 1) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -185,5 +188,5 @@ def _check_namespaces(bundle: Bundle) -> None:
 def _check_rootfs(bundle: Bundle) -> None:
     # Not "no such file or directory", as runc has it: Docker would say that the command was missing.
     if not os.path.isdir(bundle.rootfs):
-        problem = "invalid rootfs: this is not the path of an existing folder"
+        problem = "invalid rootfs: no directory of this name"
         raise bundle.place("root.path").error(problem, "make it, or name another; a relative path begins at the bundle")

@@ -1,8 +1,8 @@
 """The config.json that `pyrune spec` writes: a template for an ordinary container, or for an enclave.
 
 The template is `runc spec`'s of the 1.1 series, byte for byte but for ociVersion, so that people and programs may use
-either command: tabs, the order of Go's struct fields, no newline at the end. It depends on the machine as runc's does: a
-cgroup namespace is added where only cgroup 2 is mounted, and the rootless form names the caller's ids. (runc 1.2 and
+either command: tabs, the order of Go's struct fields, no newline at the end. It depends on the machine as runc's does:
+a cgroup namespace is added where only cgroup 2 is mounted, and the rootless form names the caller's ids. (runc 1.2 and
 later differ in that they leave out the ambient capabilities.) Measured with runc 1.1.5.
 """
 
