@@ -98,6 +98,18 @@ def test_recorded_annotations_that_are_no_request_are_refused(vectors: Path, tmp
             validate(bundle)
 
 
+def refusal(text: str) -> str:
+    """The words by which a document is refused somewhere in all that is done with it; "" if it passes."""
+    try:
+        root = Node("config.json", "", parse(text.encode(), "config.json"))
+        document = Document("/", root)
+        enclave_request(document.annotations, document.env)
+        validate(Bundle(document.bundle_path, read(document), document))
+    except (BundleError, AnnotationError) as exc:
+        return str(exc)
+    return ""
+
+
 ABSENT = object()
 
 # Where, the value put there, the place that the error names if another, the problem.
@@ -207,13 +219,15 @@ def test_no_value_of_an_environment_is_in_an_error_or_what_it_carries(
         shown = None if shown.__suppress_context__ and shown.__cause__ is None else shown.__cause__ or shown.__context__
 
 
-def test_a_deeply_nested_value_is_refused_like_any_other(write: Callable[[Json], str], tree: dict[str, Json]) -> None:
-    text = json.dumps(corrupted(tree, "linux.seccomp", "DEEP")).replace('"DEEP"', "[" * 900 + "]" * 900)
-    path = write({})
-    Path(path, "config.json").write_text(text)
-    # Which of the two depends on how deep the caller is.
-    with pytest.raises(BundleError, match=r"linux\.seccomp: a value of the wrong kind|nested too deeply"):
-        validate(load_bundle(path))
+def test_a_value_nested_to_any_depth_is_refused_like_any_other() -> None:
+    # At 988 to 992 levels, from a shallow caller, CPython 3.11 still reads it but fails to print it.
+    for depth in range(900, 1010):
+        nested = "[" * depth + "]" * depth
+        text = f'{{"ociVersion": "1.2.0", "linux": {{"seccomp": {nested}}}}}'
+        assert refusal(text) in (
+            "config.json: linux.seccomp: a value of the wrong kind; give an object, or leave it out",
+            "config.json: values are nested too deeply; `pyrune spec` writes a complete one",
+        )
 
 
 def test_the_gravest_of_many_faults_is_found_in_bounded_time(
@@ -297,27 +311,15 @@ TREES: st.SearchStrategy[Json] = st.recursive(
 )
 
 
-def refusal(tree: Json) -> str:
-    """The words by which a document is refused somewhere in all that is done with it; "" if it passes."""
-    try:
-        root = Node("config.json", "", parse(json.dumps(tree).encode(), "config.json"))
-        document = Document("/", root)
-        enclave_request(document.annotations, document.env)
-        validate(Bundle(document.bundle_path, read(document), document))
-    except (BundleError, AnnotationError) as exc:
-        return str(exc)
-    return ""
-
-
 @settings(deadline=None, max_examples=60)
 @given(TREES)
 def test_any_json_is_refused_in_our_words(tree: Json) -> None:
-    assert refusal(tree).isprintable()
+    assert refusal(json.dumps(tree)).isprintable()
 
 
 @settings(deadline=None, max_examples=150)
 @given(st.sampled_from(places(json.loads(WHOLE))), TREES)
 def test_any_value_anywhere_is_taken_or_refused_in_our_words(path: tuple[str | int, ...], value: Json) -> None:
     whole = replaced(json.loads(WHOLE), ("root", "path"), "tmp")
-    assert refusal(whole) == ""
-    assert refusal(replaced(whole, path, value)).isprintable()
+    assert refusal(json.dumps(whole)) == ""
+    assert refusal(json.dumps(replaced(whole, path, value))).isprintable()
