@@ -245,9 +245,11 @@ def delete(call: Call, container_id: str, force: bool) -> None:
     from pyrune.runc import find_runc
 
     try:
-        lifecycle.delete(call.store, container_id, force=force and find_runc() is None)
+        lifecycle.delete(call.store, container_id, force=force)
     except ContainerNotFound as exc:
-        _or_runc(call, exc)
+        # With --force, an id that nobody knows is fine.
+        if not force or find_runc() is not None:
+            _or_runc(call, exc)
 
 
 @cli.command("list", help="List the containers below the root.")

@@ -219,14 +219,15 @@ def kill(store: ContainerStore, container_id: str, number: int, *, all_processes
 
 
 def delete(store: ContainerStore, container_id: str, *, force: bool = False) -> None:
-    """Remove a container that has stopped or never ran, or with `force` any. With `force`, one that is gone is fine."""
+    """Remove a container that has stopped or never ran, or with `force` any. Raises ContainerNotFound."""
     store.sweep()
-    try:
-        with store.open(container_id) as directory:
+    with store.open(container_id) as directory:
+        try:
             _delete(directory, force)
-    except ContainerNotFound:
-        if not force:
-            raise
+        except ContainerNotFound:
+            # Another call removed it meanwhile.
+            if not force:
+                raise
 
 
 def _delete(directory: ContainerDirectory, force: bool) -> None:
@@ -422,7 +423,7 @@ def _run_in_foreground(store: ContainerStore, container_id: str, keep: bool, att
     attend()
     status = os.waitstatus_to_exitcode(os.waitpid(monitor.pid, 0)[1])
     if not keep:
-        delete(store, container_id, force=True)
+        _delete_if_there(store, container_id)
     return status if status >= 0 else 128 - status
 
 
@@ -439,5 +440,10 @@ def _start_or_remove(store: ContainerStore, container_id: str) -> None:
     try:
         start(store, container_id)
     except PyruneError:
-        delete(store, container_id, force=True)
+        _delete_if_there(store, container_id)
         raise
+
+
+def _delete_if_there(store: ContainerStore, container_id: str) -> None:
+    with contextlib.suppress(ContainerNotFound):
+        delete(store, container_id, force=True)

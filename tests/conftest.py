@@ -10,10 +10,17 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.needs import missing
+from tests.support.command import Pyrune
+from tests.support.images import Images
 from tests.table import Table
+
+# A checkout may be read-only, and a slow machine proves nothing.
+hypothesis.settings.register_profile("pyrune", database=None, deadline=None)
+hypothesis.settings.load_profile("pyrune")
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +48,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterat
         terminalreporter.section("what ran, what was skipped, and why")
         for line in table.lines():
             terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """Builds enclave images of the tests' own."""
+    return Images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture
+def pyrune(tmp_path: Path) -> Iterator[Pyrune]:
+    """The installed command with a root of its own; what it started is ended when the test is."""
+    command = Pyrune(tmp_path)
+    yield command
+    command.clean_up()

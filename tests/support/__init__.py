@@ -1,0 +1,1 @@
+"""What tests of several directories share: images, bundles, the installed command."""
