@@ -99,6 +99,17 @@ def chunks(fd: int, start: int, end: int, buffer: bytearray, label: str) -> Iter
         start += got
 
 
+def read_regular(path: str, label: str, limit_bytes: int) -> bytes:
+    """All of the regular file at `path`. Raises EifError if it has more than `limit_bytes`."""
+    fd, size_bytes = open_regular(path, label)
+    try:
+        if size_bytes > limit_bytes:
+            raise EifError(f"{label} has {size_bytes} bytes, more than {limit_bytes}")
+        return b"".join(bytes(piece) for piece in chunks(fd, 0, size_bytes, bytearray(size_bytes), label))
+    finally:
+        os.close(fd)
+
+
 def quoted(path: str | bytes) -> str:
     """A path, fit for a message."""
     return printable(os.fsdecode(path))

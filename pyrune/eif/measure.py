@@ -21,12 +21,13 @@ nitro-cli image computed like this equals PCR1 in an attestation document that A
 from __future__ import annotations
 
 import hashlib
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pyrune.eif.files import CHUNK_BYTES
+from pyrune.eif.files import CHUNK_BYTES, chunks, open_regular, quoted, read_regular
 from pyrune.eif.format import CRC_OFFSET, Chunk, Header, Section, SectionType
 from pyrune.eif.reader import READ_LIMITS_BYTES, EifImage
 from pyrune.errors import EifError
@@ -104,11 +105,15 @@ class Measurer:
         )
 
     def _pcr8(self) -> str | None:
-        if all(section.type is not SectionType.SIGNATURE for section in self._sections):
+        section = next((s for s in self._sections if s.type is SectionType.SIGNATURE), None)
+        if section is None:
             return None
         from pyrune.eif.signature import parse_signature
 
-        return pcr8_of_certificate(parse_signature(bytes(self._signature)).certificate_der)
+        try:
+            return pcr8_of_certificate(parse_signature(bytes(self._signature)).certificate_der)
+        except EifError as exc:
+            raise EifError(exc.problem, offset=section.offset) from exc
 
     def _begin_next_section(self) -> None:
         self._require_section_complete()
@@ -165,3 +170,25 @@ def check_crc(image: EifImage) -> bool:
 def pcr8_of_certificate(der: bytes) -> str:
     """PCR8 of an image signed with the key of the DER certificate `der`."""
     return extend_once(hashlib.sha384(der).digest())
+
+
+def pcr_of_file(path: str) -> str:
+    """The PCR that is extended with the contents of a file alone. Raises EifError."""
+    label = f"file {quoted(path)}"
+    fd, size_bytes = open_regular(path, label)
+    try:
+        digest = hashlib.sha384()
+        for piece in chunks(fd, 0, size_bytes, bytearray(CHUNK_BYTES), label):
+            digest.update(piece)
+    finally:
+        os.close(fd)
+    return extend_once(digest.digest())
+
+
+def pcr8_of_certificate_file(path: str) -> str:
+    """PCR8 of an image signed with the key of the first certificate in the PEM file `path`. Raises EifError."""
+    from pyrune.eif.signature import first_certificate
+
+    label = f"file {quoted(path)}"
+    pem = read_regular(path, label, READ_LIMITS_BYTES[SectionType.SIGNATURE])
+    return pcr8_of_certificate(first_certificate(pem, label))

@@ -120,7 +120,7 @@ def parse_signature(data: bytes) -> SignatureSection:
     """The contents of the signature section `data`. Checks structure only. Raises EifError."""
     try:
         certificate, cose = _entry(cbor.decode(data))
-        return SignatureSection(_first_certificate(certificate), *_cose_sign1(cose))
+        return SignatureSection(first_certificate(certificate, "the signature section"), *_cose_sign1(cose))
     except CborError as exc:
         raise EifError(f"the signature section is not what nitro-cli writes: {exc}") from exc
 
@@ -155,7 +155,8 @@ def _translated(problem: str) -> Iterator[None]:
         try:
             yield
         except (ValueError, TypeError, UnsupportedAlgorithm, InvalidVersion) as exc:
-            raise EifError(f"{problem}: {printable(str(exc))}") from exc
+            # The library's first sentence; the others point to its own documentation.
+            raise EifError(f"{problem}: {printable(str(exc).partition('. ')[0])}") from exc
 
 
 def _entry(value: Value) -> tuple[bytes, bytes]:
@@ -185,12 +186,12 @@ def _cose_sign1(cose: bytes) -> tuple[bytes, bytes, bytes]:
             raise CborError("the signature is no COSE_Sign1 array", 0)
 
 
-def _first_certificate(pem: bytes) -> bytes:
-    """The DER bytes of the first certificate of a PEM text."""
+def first_certificate(pem: bytes, label: str) -> bytes:
+    """The DER bytes of the first certificate of a PEM text. Raises EifError, which names `label`, if there is none."""
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding
 
-    with _translated("the signature section holds no readable certificate"):
+    with _translated(f"{label} holds no readable certificate"):
         return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
 
 
