@@ -13,7 +13,10 @@ def eif() -> None:
     """The group; `cli` adds it to the command line."""
 
 
-@eif.command(help="Print what an image is: measurements, checksum, signature and metadata, as JSON.")
+@eif.command(
+    help="Print what an image is: measurements, checksum, signature and metadata, as JSON.",
+    short_help="Print what an image is, as JSON.",
+)
 @click.argument("file", metavar="FILE")
 def describe(file: str) -> None:
     """Measure and check an image."""
@@ -75,7 +78,10 @@ def build(
     click.echo(pretty_json({"Measurements": measurements.as_json()}))
 
 
-@eif.command(help="Print the PCR that a file, or a signing certificate (PEM), would give, as JSON.")
+@eif.command(
+    help="Print the PCR that a file, or a signing certificate (PEM), would give, as JSON.",
+    short_help="Print the PCR of a file or certificate.",
+)
 @click.option("--input", "file", metavar="FILE", help="Any file.")
 @click.option("--signing-certificate", "certificate", metavar="FILE", help="A certificate, for PCR8.")
 def pcr(file: str | None, certificate: str | None) -> None:
