@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
     """Run the command line on sys.argv; does not return."""
+    _fill_standard_descriptors()
     from pyrune import cli
 
     sys.exit(cli.main(sys.argv[1:]))
+
+
+def _fill_standard_descriptors() -> None:
+    """Put /dev/null where one of 0 to 2 is closed, as Go's runtime does: the next file would take its place."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 if __name__ == "__main__":

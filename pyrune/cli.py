@@ -5,6 +5,7 @@ Options of runc that mean nothing for an enclave (--no-pivot and the like) are a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -17,19 +18,25 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from pyrune import __version__, log
+from pyrune import __version__, config, log
 from pyrune.annotations import EnclaveRequest, enclave_request
+from pyrune.backend import BackendName
 from pyrune.backends import AUTO, ENVIRONMENT_VARIABLE, choose_backend
-from pyrune.bundle import Bundle, load_bundle
-from pyrune.eif_cli import eif
-from pyrune.errors import ContainerNotFound, PyruneError, UsageError
+from pyrune.bundle import Bundle
+from pyrune.document import OCI_VERSION, read_config
+from pyrune.enclave_type import enclave_type
+from pyrune.errors import ContainerNotFound, InvalidContainerId, PyruneError, UsageError, printable
+from pyrune.grammar import Group
 from pyrune.lifecycle import CreateOptions
 from pyrune.linux import parse_signal
 from pyrune.state import ContainerRecord, ContainerStore
 
-OCI_VERSION = "1.0.2"
+BACKENDS = (AUTO, *BackendName)
+# The verbs of runc that mean nothing to an enclave, or nothing yet: containers that are runc's have them.
+ONLY_RUNCS = frozenset({"checkpoint", "events", "exec", "features", "pause", "restore", "resume", "update"})
+
 logger = logging.getLogger(__name__)
-Command = TypeVar("Command", bound=Callable[..., Any])
+Callback = TypeVar("Callback", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +62,32 @@ def _print_version(context: click.Context, _parameter: click.Parameter, asked: b
         context.exit()
 
 
+class _Verbs(Group):
+    """The verbs of pyrune, and behind them those that only runc has. `eif` is imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "eif"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "eif":
+            from pyrune.eif_cli import eif
+
+            return eif
+        return super().get_command(ctx, cmd_name) or _leave_verb_to_runc(cmd_name)
+
+
 @click.group(
+    cls=_Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="Run containers in AWS Nitro Enclaves, with the command line of runc.",
 )
 @click.option("--root", help="Keep the state of containers here.  [default: /run/pyrune, or below $XDG_RUNTIME_DIR]")
 @click.option("--log", "log_path", help="Write log records to this file instead of standard error.")
-@click.option("--log-format", type=click.Choice([log.TEXT, log.JSON]), default=log.TEXT, help="How to write them.")
+@click.option("--log-format", default=log.TEXT, metavar="text|json", help="How to write them.")
 @click.option("--debug", is_flag=True, help="Log more than errors.")
 @click.option(
     "--backend",
-    type=click.Choice([AUTO, "nitro", "local"]),
+    metavar="|".join(BACKENDS),
     default=AUTO,
     envvar=ENVIRONMENT_VARIABLE,
     show_default=True,
@@ -86,6 +108,8 @@ def cli(
     debug: bool,
     backend: str,
 ) -> None:
+    if log_format not in ("", log.TEXT, log.JSON):
+        raise UsageError(f"invalid log-format: {printable(log_format)}")
     try:
         log.configure(log_path, log_format, debug)
     except OSError as exc:
@@ -97,10 +121,7 @@ def cli(
     )
 
 
-cli.add_command(eif)
-
-
-def _creation_options(command: Command) -> Command:
+def _creation_options(command: Callback) -> Callback:
     """The options that create and run share."""
     options = [
         click.option("-b", "--bundle", default=".", help="The bundle's directory.  [default: the current one]"),
@@ -117,13 +138,24 @@ def _creation_options(command: Command) -> Command:
 
 
 def _load(call: Call, path: str) -> tuple[Bundle, EnclaveRequest]:
-    """The bundle and what it asks for; an ordinary bundle is runc's, and this does not return."""
-    bundle = load_bundle(path)
-    environment = bundle.config.process.env if bundle.config.process else ()
-    request = enclave_request(bundle.config.annotations, environment)
-    if request is None:
+    """The bundle and what it asks for. An ordinary bundle is runc's to judge and to run: this does not return."""
+    document = read_config(path)
+    if not enclave_type(document.annotations, document.env):
         _hand_over(call)
+    bundle = Bundle(document.bundle_path, config.read(document), document)
+    request = enclave_request(document.annotations, document.env)
+    assert request is not None
     return bundle, request
+
+
+def _print(text: str) -> None:
+    """Write to standard output, to the end, or raise UsageError."""
+    try:
+        click.echo(text, nl=False)
+    except OSError as exc:
+        # What is left in the buffer must not be tried again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
+        raise UsageError(f"standard output takes no more (error {exc.errno})") from exc
 
 
 def _hand_over(call: Call) -> NoReturn:
@@ -133,13 +165,42 @@ def _hand_over(call: Call) -> NoReturn:
     hand_over(call.arguments)
 
 
-def _or_runc(call: Call, error: ContainerNotFound) -> NoReturn:
-    """Leave an id that is none of ours to runc, which may know it; without a runc, nobody does."""
+def _leave_to_runc(call: Call, container_id: str) -> None:
+    """Go on with a container of ours. Any other is runc's, if there is a runc: then this does not return."""
     from pyrune.runc import find_runc
 
-    if find_runc() is None:
-        raise error
-    _hand_over(call)
+    if not _is_ours(call, container_id) and find_runc() is not None:
+        _hand_over(call)
+
+
+def _is_ours(call: Call, container_id: str) -> bool:
+    try:
+        call.store.open(container_id).close()
+    except ContainerNotFound:
+        return False
+    return True
+
+
+def _leave_verb_to_runc(name: str) -> click.Command:
+    """A verb that pyrune does not have: for runc's containers runc's, otherwise an error."""
+
+    @click.command(
+        name,
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    )
+    @click.argument("words", nargs=-1, type=click.UNPROCESSED)
+    @click.pass_obj
+    def verb(call: Call, words: tuple[str, ...]) -> None:
+        if name not in ONLY_RUNCS:
+            raise UsageError(f'there is no verb "{printable(name)}"; see pyrune --help')
+        for word in words:
+            with contextlib.suppress(InvalidContainerId):
+                if _is_ours(call, word):
+                    raise UsageError(f"{name} is not possible: the container {word} is an enclave")
+        _hand_over(call)
+
+    return verb
 
 
 @cli.command(help="Write a config.json for a new bundle.")
@@ -186,6 +247,8 @@ def run(context: click.Context, /, container_id: str, bundle: str, detach: bool,
 
 
 def _create_options(call: Call, options: dict[str, Any]) -> CreateOptions:
+    if call.wanted_backend not in BACKENDS:
+        raise UsageError(f'unknown backend "{printable(call.wanted_backend)}"; known are {", ".join(BACKENDS)}')
     return CreateOptions(
         backend=choose_backend(call.wanted_backend),
         pid_file=options["pid_file"],
@@ -200,10 +263,8 @@ def _create_options(call: Call, options: dict[str, Any]) -> CreateOptions:
 def start(call: Call, container_id: str) -> None:
     from pyrune import lifecycle
 
-    try:
-        lifecycle.start(call.store, container_id)
-    except ContainerNotFound as exc:
-        _or_runc(call, exc)
+    _leave_to_runc(call, container_id)
+    lifecycle.start(call.store, container_id)
 
 
 @cli.command(help="Print the state of a container.")
@@ -212,11 +273,9 @@ def start(call: Call, container_id: str) -> None:
 def state(call: Call, container_id: str) -> None:
     from pyrune import lifecycle
 
-    try:
-        record = lifecycle.state(call.store, container_id)
-    except ContainerNotFound as exc:
-        _or_runc(call, exc)
-    click.echo(json.dumps(lifecycle.state_document(record), indent=2))
+    _leave_to_runc(call, container_id)
+    record = lifecycle.state(call.store, container_id)
+    _print(json.dumps(lifecycle.state_document(record), indent=2) + "\n")
 
 
 @cli.command(help="Send a signal to a container; SIGTERM unless another is named.")
@@ -227,13 +286,12 @@ def state(call: Call, container_id: str) -> None:
 def kill(call: Call, container_id: str, signal_name: str, all_processes: bool) -> None:
     from pyrune import lifecycle
 
+    _leave_to_runc(call, container_id)
+    lifecycle.state(call.store, container_id)
     number = parse_signal(signal_name)
     if number is None:
-        raise UsageError(f'unknown signal "{signal_name}"')
-    try:
-        lifecycle.kill(call.store, container_id, number, all_processes=all_processes)
-    except ContainerNotFound as exc:
-        _or_runc(call, exc)
+        raise UsageError(f'unknown signal "{printable(signal_name)}"')
+    lifecycle.kill(call.store, container_id, number, all_processes=all_processes)
 
 
 @cli.command(help="Delete a container that has stopped.")
@@ -242,18 +300,28 @@ def kill(call: Call, container_id: str, signal_name: str, all_processes: bool) -
 @click.pass_obj
 def delete(call: Call, container_id: str, force: bool) -> None:
     from pyrune import lifecycle
-    from pyrune.runc import find_runc
 
+    _leave_to_runc(call, container_id)
     try:
         lifecycle.delete(call.store, container_id, force=force)
-    except ContainerNotFound as exc:
-        # With --force, an id that nobody knows is fine.
-        if not force or find_runc() is not None:
-            _or_runc(call, exc)
+    except ContainerNotFound:
+        if not force:
+            raise
+
+
+def _format_option(command: Callback) -> Callback:
+    def check(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+        if value not in ("table", "json"):
+            raise UsageError("invalid format option")
+        return value
+
+    return click.option(
+        "-f", "--format", "output", default="table", metavar="table|json", show_default=True, callback=check
+    )(command)
 
 
 @cli.command("list", help="List the containers below the root.")
-@click.option("-f", "--format", "output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@_format_option
 @click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
 @click.pass_obj
 def list_(call: Call, output: str, quiet: bool) -> None:
@@ -262,14 +330,18 @@ def list_(call: Call, output: str, quiet: bool) -> None:
     records = list(call.store.records())
     documents = [{**lifecycle.state_document(record), "owner": _owner(call, record)} for record in records]
     if quiet:
-        click.echo("".join(f"{record.id}\n" for record in records), nl=False)
+        _print("".join(f"{record.id}\n" for record in records))
     elif output == "json":
-        # runc prints `null` for an empty list.
-        click.echo(json.dumps(documents or None))
+        _print(_compact_json(documents))
     else:
         keys = ["id", "pid", "status", "bundle", "created", "owner"]
         rows = [[str(document[key]) for key in keys] for document in documents]
-        click.echo(_table([[key.upper() for key in keys], *rows]), nl=False)
+        _print(_table([[key.upper() for key in keys], *rows]))
+
+
+def _compact_json(values: Sequence[object]) -> str:
+    """As Go prints it: no spaces, and `null` for an empty list."""
+    return json.dumps(values or None, separators=(",", ":")) + "\n"
 
 
 def _owner(call: Call, record: ContainerRecord) -> str:
@@ -293,23 +365,21 @@ def _table(rows: list[list[str]]) -> str:
 
 
 @cli.command(
-    help="List the processes of a container on this machine.", context_settings={"ignore_unknown_options": True}
+    help="List the processes of a container on this machine.", context_settings={"allow_interspersed_args": False}
 )
-@click.option("-f", "--format", "output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@_format_option
 @click.argument("container_id")
 @click.argument("ps_options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def ps(call: Call, container_id: str, output: str, ps_options: tuple[str, ...]) -> None:
     from pyrune import lifecycle
 
-    try:
-        pids = lifecycle.process_ids(call.store, container_id)
-    except ContainerNotFound as exc:
-        _or_runc(call, exc)
+    _leave_to_runc(call, container_id)
+    pids = lifecycle.process_ids(call.store, container_id)
     if output == "json":
-        click.echo(json.dumps(pids))
+        _print(_compact_json(pids))
     else:
-        click.echo(_process_table(pids, ps_options or ("-ef",)), nl=False)
+        _print(_process_table(pids, ps_options or ("-ef",)))
 
 
 def _process_table(pids: list[int], ps_options: Sequence[str]) -> str:
@@ -354,8 +424,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _show_error(text: str) -> None:
     """One record in the log, and the bare text on standard error where that is not the log."""
-    handlers = logging.getLogger().handlers
-    if handlers:
-        logger.error("%s", text)
-    if not any(isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr for handler in handlers):
+    if not logging.getLogger().handlers:
+        log.configure(None, log.TEXT, debug=False)
+    logger.error("%s", text)
+    if not any(
+        isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr
+        for handler in logging.getLogger().handlers
+    ):
         click.echo(text, err=True)

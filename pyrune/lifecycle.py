@@ -19,6 +19,7 @@ from pathlib import Path
 from pyrune.annotations import EnclaveRequest
 from pyrune.backend import BackendName, EnclaveFacts
 from pyrune.bundle import Bundle, check_terminal, validate
+from pyrune.document import OCI_VERSION
 from pyrune.eif.reader import EifImage
 from pyrune.enclave_type import ARGS
 from pyrune.errors import (
@@ -117,7 +118,7 @@ def _open_image(request: EnclaveRequest) -> EifImage:
 
 def _new_record(container_id: str, bundle: Bundle) -> ContainerRecord:
     return ContainerRecord(
-        oci_version=bundle.config.oci_version,
+        oci_version=OCI_VERSION,
         id=container_id,
         bundle=bundle.path,
         rootfs=bundle.rootfs,
@@ -306,10 +307,10 @@ def state(store: ContainerStore, container_id: str) -> ContainerRecord:
 
 
 def process_ids(store: ContainerStore, container_id: str) -> list[int]:
-    """The pids of a container's processes on this machine: its monitor, then what that has started."""
+    """The pids of a container's processes on this machine: its monitor, then what that has started; none if stopped."""
     record = state(store, container_id)
     if record.monitor is None or not record.status.can_kill:
-        raise ContainerStateError("container not running")
+        return []
     return [record.monitor.pid, *descendants(record.monitor.pid)]
 
 

@@ -109,6 +109,9 @@ def adopt_orphans() -> None:
 
 def replace_self(path: str, argv: Sequence[str]) -> NoReturn:
     """Become another program, with this process's environment and descriptors. Raises OSError when it cannot."""
+    # Python ignores these from its start on, and what is ignored stays so in the new program and all it starts.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
     os.execv(path, list(argv))
 
 

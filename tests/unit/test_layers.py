@@ -35,13 +35,14 @@ LAYERS: dict[str, set[str]] = {
     "monitor": {"backend", "backends", "errors", "linux", "log", "process", "reactor", "state", "terminal"},
     "runc": {"errors", "process"},
     "lifecycle": {
-        *("annotations", "backend", "bundle", "eif", "enclave_type", "errors", "linux", "log"),
+        *("annotations", "backend", "bundle", "document", "eif", "enclave_type", "errors", "linux", "log"),
         *("monitor", "process", "state", "terminal"),
     },
     "eif_cli": {"eif", "errors"},
+    "grammar": {"errors"},
     "cli": {
-        *("annotations", "backends", "bundle", "eif_cli", "errors", "lifecycle", "linux", "log", "process"),
-        *("runc", "spec", "state"),
+        *("annotations", "backend", "backends", "bundle", "config", "document", "eif_cli", "enclave_type", "errors"),
+        *("grammar", "lifecycle", "linux", "log", "process", "runc", "spec", "state"),
     },
     "__main__": {"cli"},
 }
