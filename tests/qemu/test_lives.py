@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.needs import missing
-from tests.support.command import Pyrune, wait_until
+from tests.support.command import Pyrune, is_alive, wait_until
 from tests.support.images import Images
 
 pytestmark = pytest.mark.timeout(240)
@@ -79,7 +79,7 @@ def test_the_death_of_any_process_ends_the_container(pyrune: Pyrune, sleeper: st
     pids = pyrune.pids(sleeper)
     os.kill(pids[victim], signal.SIGKILL)
     wait_until(lambda: pyrune.status(sleeper) == "stopped", "the container does not stop")
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.values()), "a process is left")
+    wait_until(lambda: not any(is_alive(pid) for pid in pids.values()), "a process is left")
     if victim != "monitor":
         log = pyrune.file(sleeper, "monitor.log")
         assert "ended with status 255: " in log
@@ -142,7 +142,7 @@ def test_a_created_container_has_run_nothing(pyrune: Pyrune, images: Images) -> 
     assert sorted(pids) == ["monitor", "qemu", "vsock"]
     assert pyrune.file("waits", "console.log") == ""
     pyrune.ok("delete", "waits")
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
+    assert not any(is_alive(pid) for pid in pids.values())
 
 
 @pytest.fixture

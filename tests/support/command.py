@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from pyrune.linux import read_stat
+
 COMMAND = Path(sys.executable).with_name("pyrune")
 TIMEOUT_S = 120.0
 
@@ -103,6 +105,12 @@ class Pyrune:
                 return True
             return any(place in os.readlink(fd) for fd in (process / "fd").iterdir())
         return False
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process. One that only waits to be reaped is none: who reaps orphans takes its time."""
+    stat = read_stat(pid)
+    return stat is not None and stat.state not in "ZX"
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
