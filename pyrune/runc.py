@@ -1,19 +1,22 @@
 """Handing ordinary containers to runc, or to another runtime with its command line.
 
-Which one: PYRUNE_RUNC names it, else runc and then crun are looked for on PATH and, where that is empty, in the usual
-places. The call becomes that program: same arguments, same descriptors, same process.
+Which one: PYRUNE_RUNC names it (set and empty: none), else runc and then crun are looked for on PATH and, where that is
+empty, in the usual places. The call becomes that program: same arguments, same descriptors, same process.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import islice
 from typing import NoReturn
 
 from pyrune.errors import PyruneError
 from pyrune.process import find_program, replace_self
 
 ENVIRONMENT_VARIABLE = "PYRUNE_RUNC"
+# The global options, pyrune's and runc's, whose value may be the next word.
+_WITH_VALUE = frozenset({"backend", "criu", "log", "log-format", "root", "rootless"})
 
 
 class OrdinaryRuntimeError(PyruneError):
@@ -23,8 +26,8 @@ class OrdinaryRuntimeError(PyruneError):
 def find_runc() -> str | None:
     """The absolute path of the runtime for ordinary containers, if there is one."""
     configured = os.environ.get(ENVIRONMENT_VARIABLE)
-    if configured:
-        return configured
+    if configured is not None:
+        return configured or None
     return find_program("runc") or find_program("crun")
 
 
@@ -32,18 +35,14 @@ def without_own_options(arguments: Sequence[str]) -> list[str]:
     """`arguments` less those that only pyrune has: --backend and its value, before the verb."""
     kept: list[str] = []
     rest = iter(arguments)
-    for argument in rest:
-        if argument == "--backend":
-            next(rest, None)
-        elif not argument.startswith("--backend="):
-            kept.append(argument)
-        if not argument.startswith("-") and (not kept[:-1] or not _takes_value(kept[-2])):
-            break
-    return [*kept, *rest]
-
-
-def _takes_value(option: str) -> bool:
-    return option in ("--root", "--log", "--log-format", "--criu", "--rootless")
+    for word in rest:
+        if not word.startswith("-") or word == "--":
+            return [*kept, word, *rest]
+        name, equals, _ = word.lstrip("-").partition("=")
+        option = [word, *islice(rest, 1)] if name in _WITH_VALUE and not equals else [word]
+        if name != "backend":
+            kept += option
+    return kept
 
 
 def hand_over(arguments: Sequence[str]) -> NoReturn:
