@@ -12,6 +12,7 @@ import re
 import select
 import signal
 import socket
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,12 +191,23 @@ def bind_unix(directory_fd: int, name: str, *, backlog: int = 128) -> socket.soc
 
 
 def connect_unix(directory_fd: int, name: str, timeout_s: float | None) -> socket.socket:
-    """A stream socket connected to `name` inside a directory."""
+    """A stream socket connected to `name` inside a directory; its timeout stays. Raises OSError, TimeoutError."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        sock.settimeout(timeout_s)
+        # A socket with a timeout of Python's would not wait for a listener that is busy, but fail with EAGAIN.
+        _set_send_timeout(sock, timeout_s)
         sock.connect(f"/proc/self/fd/{directory_fd}/{name}")
+        _set_send_timeout(sock, None)
+        sock.settimeout(timeout_s)
+    except BlockingIOError as exc:
+        sock.close()
+        raise TimeoutError(exc.errno, f"{name} accepted no connection in time") from exc
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _set_send_timeout(sock: socket.socket, timeout_s: float | None) -> None:
+    microseconds = 0 if timeout_s is None else max(1, int(timeout_s * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", *divmod(microseconds, 1_000_000)))
