@@ -66,7 +66,8 @@ class Ring:
         """How to interrupt the guest from now on. What it may have missed meanwhile, it hears of now."""
         _close(self._call_fd)
         self._call_fd = fd
-        self._interrupt()
+        if self.queue is not None:
+            self._interrupt()
 
     def set_error_fd(self, fd: int | None) -> None:
         _close(self._error_fd)

@@ -218,9 +218,9 @@ class Connection:
                 self._finish(Shutdown.RECEIVE)
 
     def abort(self) -> None:
-        """End the stream now, and tell the guest."""
+        """End the stream now, and tell the guest, if it has heard of the stream."""
+        self.reset_owed = not self._pending & Pending.REQUEST
         self._close()
-        self.reset_owed = True
 
     def drop(self) -> None:
         """End the stream now; there is no guest to be told."""
