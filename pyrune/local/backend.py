@@ -217,6 +217,12 @@ def _sized(spec: EnclaveSpec, image_bytes: int) -> EnclaveSpec:
             f"the enclave is given {memory_mib} MiB of memory, its image needs at least {least_mib} MiB",
             remedy=f"say memory={least_mib} or more",
         )
+    machine_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _MIB
+    if memory_mib > machine_mib:
+        raise BackendError(
+            f"the enclave is given {memory_mib} MiB of memory, this machine has {machine_mib} MiB in all",
+            remedy="say memory= with less",
+        )
     if spec.vcpus > MAX_VCPUS:
         raise BackendError(
             f"the enclave is given {spec.vcpus} vCPUs, the local virtual machine has {MAX_VCPUS} at most",

@@ -121,11 +121,13 @@ def test_an_end_before_the_heartbeat_fails_start(pyrune: Pyrune, images: Images)
 
 def test_a_silent_boot_is_tried_once_more(pyrune: Pyrune, images: Images) -> None:
     image = images.bare("sleep", cmdline="console=ttyS1 quiet panic=-1 reboot=k")
-    bundle = pyrune.bundle(image, enclave_boot_timeout="28")
-    done = pyrune("run", "--keep", "--bundle", str(bundle), "silent")
+    pyrune.ok("create", "--bundle", str(pyrune.bundle(image, enclave_boot_timeout="28")), "silent")
+    done = pyrune("start", "silent")
     assert done.returncode == 1
-    # A container whose start failed is deleted by `run`: the log went to whoever kept a descriptor of it.
     assert "has not booted within 28 s" in done.stderr
+    log = pyrune.file("silent", "monitor.log")
+    assert "the enclave said nothing for 20 s: ended, and tried once more" in log
+    assert "boots under tcg (try 2)" in log or "boots under kvm (try 2)" in log
 
 
 def test_a_guest_that_halts_can_be_killed(pyrune: Pyrune, images: Images) -> None:
