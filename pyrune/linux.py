@@ -57,6 +57,14 @@ def forbid_tracing() -> None:
     _prctl(PR_SET_DUMPABLE, 0)
 
 
+def default_signals() -> None:
+    """Ignore and block nothing any more: unlike handlers, both outlive execve. For the main thread only."""
+    for number in signal.valid_signals():
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
 def set_comm(name: str) -> None:
     """Name the calling thread in /proc/self/comm; the kernel keeps the first 15 bytes."""
     Path("/proc/self/comm").write_bytes(name.encode()[:15])

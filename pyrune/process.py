@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from pyrune.errors import BackendError
-from pyrune.linux import become_subreaper, close_other_fds, die_with_parent, wait_for_exit
+from pyrune.linux import become_subreaper, close_other_fds, default_signals, die_with_parent, wait_for_exit
 
 # What a program finds where the caller of pyrune set no PATH at all (CRI-O and Podman set next to nothing).
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -23,8 +23,12 @@ MINIMAL_ENVIRONMENT: Mapping[str, str] = {"PATH": DEFAULT_PATH, "LC_ALL": "C.UTF
 
 
 def find_program(name: str) -> str | None:
-    """The absolute path of a program, on PATH if there is one, then in the usual places."""
-    return shutil.which(name) or shutil.which(name, path=DEFAULT_PATH)
+    """The absolute path of a program, on PATH if there is one, then in the usual places.
+
+    What PATH names relative to the current directory does not count: that is often a bundle, which may be anyone's.
+    """
+    absolute = [place for place in os.environ.get("PATH", "").split(":") if place.startswith("/")]
+    return shutil.which(name, path=":".join(absolute)) or shutil.which(name, path=DEFAULT_PATH)
 
 
 class Child:
@@ -45,14 +49,13 @@ class Child:
 
     def close(self, timeout_s: float = 5.0) -> int | None:
         """Kill the child if it still runs, reap it and close `pidfd`. Returns as `poll` does; may be called again."""
-        if self._popen.returncode is None:
-            self._popen.kill()
+        self._popen.kill()
+        if self.pidfd >= 0:
             if wait_for_exit(self.pidfd, timeout_s):
                 self._popen.wait()
-        if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
-        return self._popen.returncode
+        return self._popen.poll()
 
 
 def spawn_child(argv: Sequence[str], *, pass_fds: Sequence[int] = (), output_fd: int) -> Child:
@@ -60,7 +63,14 @@ def spawn_child(argv: Sequence[str], *, pass_fds: Sequence[int] = (), output_fd:
 
     Raises BackendError when the program does not start.
     """
+    _expect_children()
     parent = os.getpid()
+
+    def prepare() -> None:
+        # The parent-death signal must be set before the program runs: it may be killed in its first instant.
+        die_with_parent(parent)
+        default_signals()
+
     try:
         popen = subprocess.Popen(
             argv,
@@ -71,32 +81,41 @@ def spawn_child(argv: Sequence[str], *, pass_fds: Sequence[int] = (), output_fd:
             env=MINIMAL_ENVIRONMENT,
             cwd="/",
             start_new_session=True,
-            # The parent-death signal must be set before the program runs: it may be killed in its first instant.
-            preexec_fn=lambda: die_with_parent(parent),
+            preexec_fn=prepare,
         )
+        try:
+            return Child(popen)
+        except OSError:
+            popen.kill()
+            popen.wait()
+            raise
     except OSError as exc:
         raise BackendError(f"{argv[0]} does not start (error {exc.errno})", remedy="see that it is installed") from exc
-    return Child(popen)
+    except subprocess.SubprocessError as exc:
+        raise BackendError(f"{argv[0]} does not start: the kernel refuses to end it with its parent") from exc
 
 
 def spawn_detached(argv: Sequence[str], *, keep_fds: Sequence[int]) -> None:
     """Start `argv` in a session of its own as nobody's child: it is reparented to the nearest subreaper.
 
     It keeps descriptors 0 to 2 and `keep_fds`, and MINIMAL_ENVIRONMENT. Returns at once; a program that does not start
-    shows only by what it does not send. To be called while there is one thread.
+    shows only by what it does not send. It stands in the root directory. To be called while there is one thread.
+    Raises OSError when not even a fork is possible.
     """
+    _expect_children()
     child = os.fork()
     if child:
         os.waitpid(child, 0)
         return
     try:
-        os.setsid()
         if os.fork() == 0:
+            # The new process itself leads the session: else it could not take a terminal.
+            os.setsid()
+            os.chdir("/")
             close_other_fds(keep_fds)
             for fd in keep_fds:
                 os.set_inheritable(fd, True)
-            # The caller may ignore or block signals; the new process starts with a clean slate.
-            signal.pthread_sigmask(signal.SIG_SETMASK, [])
+            default_signals()
             os.execve(argv[0], list(argv), dict(MINIMAL_ENVIRONMENT))
     finally:
         os._exit(127)
@@ -104,7 +123,14 @@ def spawn_detached(argv: Sequence[str], *, keep_fds: Sequence[int]) -> None:
 
 def adopt_orphans() -> None:
     """Make the calling process the reaper of what `spawn_detached` starts from here on."""
+    _expect_children()
     become_subreaper()
+
+
+def _expect_children() -> None:
+    # Whoever started this process may have had it ignore SIGCHLD, and then there would be no exit status to wait for.
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def replace_self(path: str, argv: Sequence[str]) -> NoReturn:
