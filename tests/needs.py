@@ -1,7 +1,7 @@
 """Skip, or fail: what a test needs and this machine may not have.
 
 PYRUNE_REQUIRE is a comma-separated list of things whose absence fails a test instead of skipping it: vectors,
-qemu, kernel, guest, runc, docker, network, root, or "all".
+qemu, kernel, guest, runc, docker, network, root, hugepages, or "all".
 """
 
 from __future__ import annotations

@@ -1,0 +1,75 @@
+"""Real huge pages of 2 MiB for a test: added to the machine's pool, and taken away again.
+
+Other tests on the machine may do the same at the same time, so the pool is changed by differences.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.needs import missing
+
+PAGE_BYTES = 2 << 20
+POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+
+
+def pool_number(name: str) -> int:
+    """One of the pool's numbers, such as free_hugepages."""
+    return int((POOL / name).read_text())
+
+
+@contextmanager
+def added_pages(count: int) -> Iterator[None]:
+    """`count` more pages in the pool; skips the test where this user or machine cannot have them."""
+    if os.geteuid() != 0:
+        missing("root", "huge pages can only be added by root")
+    if not POOL.is_dir():
+        missing("hugepages", "this kernel has no huge pages of 2 MiB")
+    added = 0
+    try:
+        added = _change(count)
+        if added < count:
+            missing("hugepages", f"only {added} of {count} huge pages could be added")
+        yield
+    finally:
+        _change(-added)
+
+
+def _change(difference: int) -> int:
+    """Change the size of the pool; returns by how much it has changed."""
+    file = POOL / "nr_hugepages"
+    with open(file, "r+") as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        before = int(file.read_text())
+        try:
+            file.write_text(str(before + difference))
+        except OSError:
+            return 0
+        return int(file.read_text()) - before
+
+
+@contextmanager
+def hugetlb_cgroup() -> Iterator[Path]:
+    """An empty cgroup (version 2) with the hugetlb controller; skips the test where none can be made."""
+    top = next(
+        (Path(line.split()[1]) for line in Path("/proc/mounts").read_text().splitlines() if " cgroup2 " in line), None
+    )
+    if top is None or "hugetlb" not in (top / "cgroup.controllers").read_text().split():
+        missing("hugepages", "there is no hugetlb controller in a cgroup hierarchy of version 2")
+    group = top / f"pyrune-test-{os.getpid()}"
+    had_controller = "hugetlb" in (top / "cgroup.subtree_control").read_text().split()
+    try:
+        (top / "cgroup.subtree_control").write_text("+hugetlb")
+        group.mkdir()
+    except OSError as exc:
+        missing("root", f"no cgroup can be made (error {exc.errno})")
+    try:
+        yield group
+    finally:
+        group.rmdir()
+        if not had_controller:
+            (top / "cgroup.subtree_control").write_text("-hugetlb")
