@@ -22,6 +22,9 @@ from types import FrameType
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 
+# Fewer cancelled timers than this are not worth a search.
+_TIMERS_WORTH_SORTING = 256
+
 # What a callback returns does not matter.
 Callback = Callable[[], object]
 
@@ -45,6 +48,7 @@ class Reactor:
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Timer]] = []
+        self._tidy_at = _TIMERS_WORTH_SORTING
         self._order = itertools.count()
         self._soon: deque[Callback] = deque()
         self._stopped = False
@@ -52,6 +56,7 @@ class Reactor:
         self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._signals: deque[int] = deque()
         self._on_signal: Callable[[int], None] | None = None
+        self._replaced_wakeup_fd: int | None = None
         self.watch(self._wake_r, READ, self._drain_wake)
 
     def watch(self, fd: int, events: int, callback: Callback) -> None:
@@ -68,6 +73,8 @@ class Reactor:
 
     def call_later(self, delay_s: float, callback: Callback) -> Timer:
         """Call `callback` once, `delay_s` from now."""
+        if len(self._timers) >= self._tidy_at:
+            self._forget_cancelled()
         timer = Timer(time.monotonic() + delay_s, callback)
         heapq.heappush(self._timers, (timer.when, next(self._order), timer))
         return timer
@@ -78,8 +85,14 @@ class Reactor:
         self._wake()
 
     def catch_signals(self, numbers: Iterable[int], callback: Callable[[int], None]) -> None:
-        """From now on call `callback` with the number of each signal of `numbers` that arrives."""
+        """From now on call `callback` with the number of each signal of `numbers` that arrives.
+
+        Once, and in the main thread.
+        """
         self._on_signal = callback
+        # Python's handlers run when the main thread next runs Python: one that is just going to sleep in the kernel, or
+        # sleeps while another thread is given the signal, would not. The interpreter itself writes to this descriptor.
+        self._replaced_wakeup_fd = signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
         for number in numbers:
             signal.signal(number, self._note_signal)
 
@@ -102,9 +115,13 @@ class Reactor:
             self._run_due()
 
     def close(self) -> None:
+        """Give back its own descriptors. What threads and signals still have to say goes nowhere."""
+        if self._replaced_wakeup_fd is not None:
+            signal.set_wakeup_fd(self._replaced_wakeup_fd)
         self._selector.close()
+        wake_w, self._wake_w = self._wake_w, -1
         os.close(self._wake_r)
-        os.close(self._wake_w)
+        os.close(wake_w)
 
     def _note_signal(self, number: int, _frame: FrameType | None) -> None:
         self._signals.append(number)
@@ -113,12 +130,19 @@ class Reactor:
     def _wake(self) -> None:
         # A full pipe will wake the loop as well.
         with contextlib.suppress(BlockingIOError):
-            os.write(self._wake_w, b"\0")
+            if self._wake_w >= 0:
+                os.write(self._wake_w, b"\0")
 
     def _drain_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
             while os.read(self._wake_r, 4096):
                 pass
+
+    def _forget_cancelled(self) -> None:
+        # Whoever sets and cancels many (a guest that connects again and again) must not fill the memory with them.
+        self._timers = [entry for entry in self._timers if entry[2].callback is not None]
+        heapq.heapify(self._timers)
+        self._tidy_at = max(_TIMERS_WORTH_SORTING, 2 * len(self._timers))
 
     def _until_next(self) -> float | None:
         if self._soon or self._signals:
