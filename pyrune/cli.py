@@ -383,19 +383,30 @@ def ps(call: Call, container_id: str, output: str, ps_options: tuple[str, ...]) 
 
 
 def _process_table(pids: list[int], ps_options: Sequence[str]) -> str:
+    header, *lines = _ps_output(ps_options)
+    if "PID" not in header.split():
+        raise UsageError("couldn't find PID field in ps output")
+    column = header.split().index("PID")
+    wanted = {str(pid) for pid in pids}
+    kept = [line for line in lines if line.split()[column : column + 1] and line.split()[column] in wanted]
+    return "".join(f"{line}\n" for line in [header, *kept])
+
+
+def _ps_output(ps_options: Sequence[str]) -> list[str]:
+    """What ps prints: at least one line."""
     from pyrune.process import find_program, output_of
 
     program = find_program("ps")
     if program is None:
         raise UsageError("the table needs the program ps, which is not installed; --format json does without")
-    status, output = output_of([program, *ps_options], timeout_s=20)
+    try:
+        status, output = output_of([program, *ps_options], timeout_s=20)
+    except OSError as exc:
+        raise UsageError(f"{program} does not start or does not end; --format json does without") from exc
     lines = output.decode(errors="replace").splitlines()
-    if status or not lines or "PID" not in lines[0].split():
-        raise UsageError(f"{program} {' '.join(ps_options)} printed no column named PID")
-    column = lines[0].split().index("PID")
-    wanted = {str(pid) for pid in pids}
-    kept = [line for line in lines[1:] if line.split()[column : column + 1] and line.split()[column] in wanted]
-    return "".join(f"{line}\n" for line in [lines[0], *kept])
+    if status or not lines:
+        raise UsageError(f"{program} failed with status {status}: {printable(' | '.join(lines[:3]))}")
+    return lines
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -164,13 +164,15 @@ def _launch_monitor(
 
 def _tell_pid(monitor: ProcessIdentity, options: CreateOptions) -> None:
     """Say which process stands for the container, where the caller asked for it."""
+    place = options.pid_file
     try:
         if options.pid_file:
             _write_pid_file(Path(options.pid_file), monitor.pid)
+        place = options.pidfd_socket
         if options.pidfd_socket:
             _send_pidfd(options.pidfd_socket, monitor)
     except OSError as exc:
-        raise UsageError(f"the container's pid cannot be written where it was asked for (error {exc.errno})") from exc
+        raise UsageError(f"the container's pid cannot be written to {place} (error {exc.errno})") from exc
 
 
 def _write_pid_file(path: Path, pid: int) -> None:
