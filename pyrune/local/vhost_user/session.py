@@ -48,8 +48,9 @@ class ProtocolFeature(IntFlag):
     CONFIG = 1 << 9
 
 
-FEATURES = Feature.PROTOCOL_FEATURES | Feature.VERSION_1
-PROTOCOL_FEATURES = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK | ProtocolFeature.CONFIG
+# Plain numbers, as the complement of an IntFlag has no bits but its members'.
+FEATURES = int(Feature.PROTOCOL_FEATURES | Feature.VERSION_1)
+PROTOCOL_FEATURES = int(ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK | ProtocolFeature.CONFIG)
 
 # A ring's descriptor comes with a u64: the ring's number in the low byte, and this bit when there is no descriptor.
 VRING_INDEX_MASK = 0xFF
@@ -182,7 +183,7 @@ class Session:
     def _set_protocol_features(self, message: Message) -> None:
         (features,) = message.unpack(U64)
         if features & ~PROTOCOL_FEATURES:
-            raise ProtocolError(f"QEMU chose protocol features {features:#x} out of {int(PROTOCOL_FEATURES):#x}")
+            raise ProtocolError(f"QEMU chose protocol features {features:#x} out of {PROTOCOL_FEATURES:#x}")
 
     def _get_config(self, message: Message) -> bytes:
         """The answer has the request's form; an empty one means an error."""
