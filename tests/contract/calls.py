@@ -117,7 +117,7 @@ LIVES = {
         Step("ps --format bad one"),
         Step("ps --format json one", "an enclave is three processes on this machine", output=r'\["N", "N", "N"\]'),
         Step("ps one", "an enclave is three processes on this machine", output=r"UID PID .*\n(.* N .*\n){3}"),
-        Step("ps one -o pid,tty", "so it is with its columns", output=r" PID TT\n(N \?\n){3}"),
+        Step("ps one -o pid,tty", "so it is with its columns", output=r" PID TT\n( ?N \?\n){3}"),
         Step("ps one -o comm"),
         Step("delete one"),
         Step("create --bundle {bundle} one"),
