@@ -8,7 +8,6 @@ aws-nitro-enclaves-sdk-bootstrap. pyrune's own init does the same.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 
 from pyrune.reactor import READ, Callback, Reactor, Timer
 
@@ -17,35 +16,26 @@ _TIMEOUT_S = 10.0
 _PEER_LIMIT = 16
 
 
-class HeartbeatServer:
-    """Answers beats on a listening stream socket of any family, which it owns. `on_beat` is called at each beat."""
+class BeatAnswerer:
+    """Answers beats on connections that were made to the port. `on_beat` is called at each beat."""
 
-    def __init__(self, listener: socket.socket, reactor: Reactor, on_beat: Callback) -> None:
-        self._listener = listener
+    def __init__(self, reactor: Reactor, on_beat: Callback) -> None:
         self._reactor = reactor
         self._on_beat = on_beat
         self._peers: dict[socket.socket, Timer] = {}
-        listener.setblocking(False)
-        reactor.watch(listener.fileno(), READ, self._accept)
 
-    def close(self) -> None:
-        """Stop listening and drop whoever is half-way."""
-        if self._listener.fileno() >= 0:
-            self._reactor.unwatch(self._listener.fileno())
-            self._listener.close()
-        for peer in list(self._peers):
-            self._drop(peer)
-
-    def _accept(self) -> None:
-        try:
-            peer, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
+    def add(self, peer: socket.socket) -> None:
+        """Take a connection over and wait for its beat. One that says nothing is dropped, or makes room for another."""
         peer.setblocking(False)
         if len(self._peers) >= _PEER_LIMIT:
             self._drop(next(iter(self._peers)))
-        self._peers[peer] = self._reactor.call_later(_TIMEOUT_S, self._dropper(peer))
+        self._peers[peer] = self._reactor.call_later(_TIMEOUT_S, lambda: self._drop(peer))
         self._reactor.watch(peer.fileno(), READ, lambda: self._answer(peer))
+
+    def close(self) -> None:
+        """Drop whoever is half-way."""
+        for peer in list(self._peers):
+            self._drop(peer)
 
     def _answer(self, peer: socket.socket) -> None:
         try:
@@ -60,12 +50,34 @@ class HeartbeatServer:
         if done:
             self._on_beat()
 
-    def _dropper(self, peer: socket.socket) -> Callable[[], None]:
-        return lambda: self._drop(peer)
-
     def _drop(self, peer: socket.socket) -> None:
         timer = self._peers.pop(peer, None)
         if timer is not None:
             timer.cancel()
             self._reactor.unwatch(peer.fileno())
             peer.close()
+
+
+class HeartbeatServer:
+    """Answers whoever connects to a listening stream socket of any family, which it owns."""
+
+    def __init__(self, listener: socket.socket, reactor: Reactor, on_beat: Callback) -> None:
+        self._listener = listener
+        self._reactor = reactor
+        self._answerer = BeatAnswerer(reactor, on_beat)
+        listener.setblocking(False)
+        reactor.watch(listener.fileno(), READ, self._accept)
+
+    def close(self) -> None:
+        """Stop listening and drop whoever is half-way."""
+        if self._listener.fileno() >= 0:
+            self._reactor.unwatch(self._listener.fileno())
+            self._listener.close()
+        self._answerer.close()
+
+    def _accept(self) -> None:
+        try:
+            peer, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        self._answerer.add(peer)
