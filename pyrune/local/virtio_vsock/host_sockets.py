@@ -24,7 +24,6 @@ class HostSockets:
 
     def __init__(self, directory_fd: int) -> None:
         self._directory_fd = directory_fd
-        self._inode: tuple[int, int] | None = None
 
     def listen(self) -> socket.socket:
         """The socket for host programs, non-blocking. One that a killed device left behind is replaced.
@@ -41,7 +40,6 @@ class HostSockets:
                 remedy="see that the directory is writable and /proc is mounted",
             ) from exc
         listener.setblocking(False)
-        self._inode = self._inode_of(LISTENER_NAME)
         return listener
 
     def dial(self, port: int) -> socket.socket:
@@ -58,23 +56,12 @@ class HostSockets:
         return sock
 
     def remove_listener(self) -> None:
-        """Remove the name that `listen` made, unless it is someone else's by now."""
-        # The directory may be gone already, with all that was in it.
+        """Remove the name that `listen` made. The directory may be gone already, with all that was in it."""
         with contextlib.suppress(OSError):
-            if self._inode is not None and self._inode == self._inode_of(LISTENER_NAME):
-                self._remove(LISTENER_NAME)
+            self._remove(LISTENER_NAME)
 
     def _remove(self, name: str) -> None:
         """Remove a socket, and only a socket."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             if stat.S_ISSOCK(os.stat(name, dir_fd=self._directory_fd, follow_symlinks=False).st_mode):
                 os.unlink(name, dir_fd=self._directory_fd)
-        except FileNotFoundError:
-            pass
-
-    def _inode_of(self, name: str) -> tuple[int, int] | None:
-        try:
-            status = os.stat(name, dir_fd=self._directory_fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-        return status.st_dev, status.st_ino
