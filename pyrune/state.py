@@ -34,6 +34,9 @@ from pyrune.linux import ProcessIdentity
 
 RECORD_NAME = "enclave.json"
 _NEW, _OLD = "@new-", "@old-"
+# NAME_MAX of limits.h: an id is the name of a directory.
+_ID_LIMIT = 255
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Status(StrEnum):
@@ -103,7 +106,8 @@ class ContainerRecord:
 
 def check_id(container_id: str) -> None:
     """Refuse what runc refuses (libcontainer's validateID): other than letters, digits, _ + - . and the dot names."""
-    if not container_id or not re.fullmatch(r"[0-9A-Za-z_+.\-]+", container_id) or container_id in (".", ".."):
+    valid = re.fullmatch(r"[0-9A-Za-z_+.\-]+", container_id) and container_id not in (".", "..")
+    if not valid or len(container_id) > _ID_LIMIT:
         raise InvalidContainerId(container_id)
 
 
@@ -131,29 +135,37 @@ class ContainerDirectory:
 
     def another_fd(self) -> int:
         """A descriptor for another process, which does not share this one's lock. The caller closes it."""
-        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+        with _translated(self.path, "cannot be opened"):
+            return os.open(".", _DIRECTORY, dir_fd=self.fd)
 
     def read(self) -> ContainerRecord:
-        """The record as it stands. Raises ContainerNotFound where the directory was removed meanwhile."""
-        return _read_record(self.fd, self.id)
+        """The record as it stands.
+
+        Raises ContainerNotFound where the directory was removed meanwhile, StateDirectoryError for a damaged record.
+        """
+        return _read_record(self.fd, self.path)
 
     def write(self, record: ContainerRecord) -> None:
-        """Replace the record in one step."""
-        write_file_atomically(self.fd, RECORD_NAME, record.to_json().encode())
+        """Replace the record in one step. Raises StateDirectoryError, with the old record in its place."""
+        with _translated(self.path, "cannot be written"):
+            write_file_atomically(self.fd, RECORD_NAME, record.to_json().encode())
 
     def lock(self) -> None:
         """Wait for, and take, the right to change this container; it goes with `close` or the process.
 
         Raises ContainerNotFound when the container was removed while waiting.
         """
-        fcntl.flock(self.fd, fcntl.LOCK_EX)
-        if not _is_same_directory(self.path, self.fd):
-            raise ContainerNotFound(self.id)
+        with _translated(self.path, "cannot be locked"):
+            fcntl.flock(self.fd, fcntl.LOCK_EX)
+            if not _is_same_directory(self.path, self.fd):
+                raise ContainerNotFound(self.id)
 
     def remove(self) -> None:
-        """Take the container out of the root, then delete its files."""
+        """Take the container out of the root, then delete its files. No matter if somebody has removed it by hand."""
         doomed = self.path.with_name(_OLD + secrets.token_hex(8))
-        os.rename(self.path, doomed)
+        with _translated(self.path, "cannot be removed"), contextlib.suppress(FileNotFoundError):
+            os.rename(self.path, doomed)
+        # What cannot be deleted now is left for the next sweep.
         shutil.rmtree(doomed, ignore_errors=True)
 
 
@@ -167,21 +179,20 @@ class ContainerStore:
         """Raises InvalidContainerId or ContainerNotFound. A directory without our record is not a container of ours."""
         check_id(container_id)
         path = self.root / container_id
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except (FileNotFoundError, NotADirectoryError) as exc:
-            raise ContainerNotFound(container_id) from exc
-        except OSError as exc:
-            raise StateDirectoryError(str(path), "cannot be opened", exc.errno) from exc
-        try:
-            os.stat(RECORD_NAME, dir_fd=fd)
-        except FileNotFoundError as exc:
-            os.close(fd)
-            raise ContainerNotFound(container_id) from exc
+        with _translated(path, "cannot be opened"), contextlib.ExitStack() as undo:
+            try:
+                fd = os.open(path, _DIRECTORY | os.O_NOFOLLOW)
+                undo.callback(os.close, fd)
+                os.stat(RECORD_NAME, dir_fd=fd)
+            except OSError as exc:
+                if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    raise ContainerNotFound(container_id) from exc
+                raise
+            undo.pop_all()
         return ContainerDirectory(path, fd)
 
     def create(self, record: ContainerRecord) -> ContainerDirectory:
-        """Make the directory of a new container and return it locked. Raises ContainerExists."""
+        """Make the directory of a new container and return it locked. Raises ContainerExists, StateDirectoryError."""
         check_id(record.id)
         self._make_root()
         self.sweep()
@@ -192,43 +203,50 @@ class ContainerStore:
         directory = self._make_locked(fresh, final)
         try:
             directory.write(record)
-            # Fails if another call has made the same id meanwhile: a directory that is not empty is not replaced.
-            os.rename(fresh, final)
-        except OSError as exc:
+            with _translated(final, "cannot be made"):
+                _rename_to_new(fresh, final)
+        except BaseException:
             directory.close()
             shutil.rmtree(fresh, ignore_errors=True)
-            if exc.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                raise ContainerExists(record.id) from exc
-            raise StateDirectoryError(str(final), "cannot be written", exc.errno) from exc
+            raise
         return directory
 
     def records(self) -> Iterator[ContainerRecord]:
-        """Every container's record, by id. What is removed meanwhile is left out."""
+        """Every container's record, by id. What is removed meanwhile is left out, and what cannot be read is logged."""
         for name in self._names():
-            if "@" not in name:
-                with contextlib.suppress(ContainerNotFound, InvalidContainerId), self.open(name) as directory:
-                    yield directory.read()
+            with contextlib.suppress(ContainerNotFound, InvalidContainerId):
+                try:
+                    with self.open(name) as directory:
+                        record = directory.read()
+                except StateDirectoryError as exc:
+                    _warn(exc)
+                else:
+                    yield record
 
     def sweep(self) -> None:
         """Delete what calls that were killed left half-made or half-removed."""
         left = [name for name in self._names() if name.startswith((_NEW, _OLD))]
         if not left:
             return
-        with self._root_lock():
+        with _translated(self.root, "cannot be locked"), self._root_lock():
             for name in left:
                 _remove_if_abandoned(self.root / name)
 
     def _make_locked(self, fresh: Path, final: Path) -> ContainerDirectory:
         # Under the root's lock: a sweep must not find the new directory before its own lock is taken.
-        with self._root_lock():
+        with _translated(self.root, "cannot be written"), self._root_lock(), contextlib.ExitStack() as undo:
             os.mkdir(fresh, 0o700)
-            directory = ContainerDirectory(final, os.open(fresh, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            undo.callback(shutil.rmtree, fresh, ignore_errors=True)
+            # The umask may have taken bits away from us as well.
+            os.chmod(fresh, 0o700)
+            directory = undo.enter_context(ContainerDirectory(final, os.open(fresh, _DIRECTORY)))
             fcntl.flock(directory.fd, fcntl.LOCK_EX)
+            undo.pop_all()
         return directory
 
     @contextlib.contextmanager
     def _root_lock(self) -> Iterator[None]:
-        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(self.root, _DIRECTORY)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
@@ -236,26 +254,26 @@ class ContainerStore:
             os.close(fd)
 
     def _names(self) -> list[str]:
-        try:
+        with _translated(self.root, "cannot be read"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return sorted(os.listdir(self.root))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as exc:
-            raise StateDirectoryError(str(self.root), "cannot be read", exc.errno) from exc
+        return []
 
     def _make_root(self) -> None:
-        try:
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as exc:
-            raise StateDirectoryError(str(self.root), "cannot be made", exc.errno) from exc
+        with _translated(self.root, "cannot be made"):
+            # Parents that are missing get the same mode, as with runc: a caller's umask may be 0.
+            for path in [*reversed(self.root.parents), self.root]:
+                if not path.is_dir():
+                    path.mkdir(exist_ok=True)
+                    path.chmod(0o700)
 
 
 def write_file_atomically(directory_fd: int, name: str, content: bytes, mode: int = 0o600) -> None:
-    """Replace a file in a directory, so that every reader sees the old or the new content, whole."""
+    """Replace a file in a directory, so that every reader sees the old or the new content, whole. Raises OSError."""
     fresh = f"{name}.{secrets.token_hex(4)}.new"
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=directory_fd)
     try:
         with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, mode)
             file.write(content)
         os.rename(fresh, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
     except BaseException:
@@ -264,23 +282,48 @@ def write_file_atomically(directory_fd: int, name: str, content: bytes, mode: in
         raise
 
 
-def _read_record(directory_fd: int, container_id: str) -> ContainerRecord:
-    try:
-        fd = os.open(RECORD_NAME, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory_fd)
-    except FileNotFoundError as exc:
-        raise ContainerNotFound(container_id) from exc
-    with os.fdopen(fd, "rb") as file:
-        content = file.read()
+def _read_record(directory_fd: int, path: Path) -> ContainerRecord:
+    with _translated(path, "cannot be read"):
+        try:
+            fd = os.open(RECORD_NAME, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory_fd)
+        except FileNotFoundError as exc:
+            raise ContainerNotFound(path.name) from exc
+        with os.fdopen(fd, "rb") as file:
+            content = file.read()
     try:
         record = ContainerRecord.from_json(content.decode())
-    except (ValueError, KeyError, TypeError) as exc:
-        raise StateDirectoryError(container_id, f"has a damaged {RECORD_NAME}") from exc
-    return replace(record, id=container_id)
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
+        raise StateDirectoryError(str(path), f"has a damaged {RECORD_NAME}") from exc
+    return replace(record, id=path.name)
+
+
+@contextlib.contextmanager
+def _translated(path: Path, problem: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise StateDirectoryError(str(path), problem, exc.errno) from exc
+
+
+def _rename_to_new(fresh: Path, final: Path) -> None:
+    """Raises ContainerExists if another call has made the same id meanwhile: only an empty directory is replaced."""
+    try:
+        os.rename(fresh, final)
+    except OSError as exc:
+        if exc.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise ContainerExists(final.name) from exc
+        raise
+
+
+def _warn(problem: StateDirectoryError) -> None:
+    import logging
+
+    logging.getLogger(__name__).warning("%s", problem)
 
 
 def _remove_if_abandoned(path: Path) -> None:
     with contextlib.suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, _DIRECTORY | os.O_NOFOLLOW)
         try:
             # Its maker holds the lock for as long as it lives.
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
