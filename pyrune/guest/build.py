@@ -17,10 +17,10 @@ import hashlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 
+from pyrune.eif.format import Architecture as Architecture
 from pyrune.errors import PyruneError
 from pyrune.process import output_of
 
@@ -34,13 +34,6 @@ FLAGS = (
     *("-static", "-Os", "-s", "-std=c11", "-D_GNU_SOURCE"),
     *("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Wvla", "-Wmissing-prototypes", "-Werror"),
 )
-
-
-class Architecture(StrEnum):
-    """As the kernel and QEMU name them."""
-
-    X86_64 = "x86_64"
-    AARCH64 = "aarch64"
 
 
 class BuildError(PyruneError):

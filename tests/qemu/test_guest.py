@@ -14,7 +14,6 @@ import pytest
 from pyrune.eif.builder import build
 from pyrune.eif.format import Architecture
 from pyrune.guest.build import OUTPUT, compile_static, compiler_is_installed
-from pyrune.guest.build import Architecture as Target
 from tests.needs import missing
 from tests.support.command import Pyrune
 from tests.support.images import CMDLINE, kernel_directory
@@ -54,7 +53,7 @@ class Guest:
         shutil.copytree(kernel / "modules", bootstrap / "modules")
         shutil.copy(kernel / "modules.load", bootstrap)
         (application / "rootfs" / "bin").mkdir(parents=True)
-        compile_static([PROBE], Target(self._architecture.value), application / "rootfs" / "bin" / "probe")
+        compile_static([PROBE], self._architecture, application / "rootfs" / "bin" / "probe")
         (application / "cmd").write_text("".join(f"{line}\n" for line in ("probe", *arguments)))
         (application / "env").write_text("PATH=/nothing:/bin\nGREETING=two words\n")
 

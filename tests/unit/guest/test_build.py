@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from pyrune.eif.format import Architecture
 from pyrune.guest.build import (
     EXPECTED,
     SOURCES,
-    Architecture,
     BuildError,
     build_init,
     check_init,
