@@ -12,7 +12,11 @@ import os
 import sys
 from datetime import UTC, datetime
 
+from pyrune.errors import printable
+
 TEXT, JSON = "text", "json"
+# Names of files may hold bytes that are no UTF-8.
+_ERRORS = "backslashreplace"
 
 
 def rfc3339(moment: datetime, timespec: str = "seconds") -> str:
@@ -29,8 +33,12 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         time = rfc3339(datetime.fromtimestamp(record.created, UTC))
-        message = record.getMessage().replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'time="{time}" level={_level_name(record)} msg="{message}"'
+        message = record.getMessage()
+        if record.exc_info:
+            message = f"{message}\n{self.formatException(record.exc_info)}"
+        # Most texts of others are escaped before; here is the last place where a line break could forge a record.
+        quoted = printable(message.replace("\\", "\\\\").replace('"', '\\"'))
+        return f'time="{time}" level={_level_name(record)} msg="{quoted}"'
 
 
 def _json_formatter() -> logging.Formatter:
@@ -55,14 +63,14 @@ def configure(path: str | None, log_format: str, debug: bool) -> None:
 
     Without --debug only errors are logged: Podman reads the whole file of a failed call as one record.
     """
-    handler = logging.FileHandler(path, encoding="utf-8") if path else logging.StreamHandler(sys.stderr)
+    handler = logging.FileHandler(path, encoding="utf-8", errors=_ERRORS) if path else logging.StreamHandler(sys.stderr)
     handler.setFormatter(_json_formatter() if log_format == JSON else TextFormatter())
     _install(handler, logging.DEBUG if debug else logging.ERROR)
 
 
 def configure_monitor(fd: int, level_name: str) -> None:
     """Set up a monitor's log on a descriptor that it keeps."""
-    handler = logging.StreamHandler(os.fdopen(os.dup(fd), "w", encoding="utf-8", buffering=1))
+    handler = logging.StreamHandler(os.fdopen(os.dup(fd), "w", encoding="utf-8", errors=_ERRORS, buffering=1))
     handler.setFormatter(TextFormatter())
     levels = {"trace": logging.DEBUG, "debug": logging.DEBUG, "warning": logging.WARNING, "error": logging.ERROR}
     levels |= {"fatal": logging.CRITICAL, "panic": logging.CRITICAL, "off": logging.CRITICAL + 1}
@@ -70,6 +78,8 @@ def configure_monitor(fd: int, level_name: str) -> None:
 
 
 def _install(handler: logging.Handler, level: int) -> None:
+    # A log that cannot be written is no reason to fill standard error, which callers read, with tracebacks.
+    logging.raiseExceptions = False
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
