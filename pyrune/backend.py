@@ -32,7 +32,8 @@ class BackendName(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EnclaveSpec:
-    """What to run. `image_fd` stays the caller's; `image_name` is for messages only."""
+    """What to run. `image_fd` stays the caller's; `image_name` is for messages only. `cpu_ids` names CPUs of the
+    machine, as many as `vcpus`; empty leaves the choice to the back end."""
 
     image_fd: int
     image_name: str
@@ -40,26 +41,29 @@ class EnclaveSpec:
     vcpus: int
     enclave_cid: int | None
     debug: bool
+    cpu_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class EnclaveFacts:
-    """What a back end took and measured. PCRs are lower-case hex, as the enclave's attestation would show them
-    outside debug mode; `pcr8` only for a signed image."""
+    """What a back end took and measured. PCRs are the image's, in lower-case hex; `pcr8` only for a signed image.
+    `debug` says that the enclave's attestation shows zeros in their place. `enclave_cid` may be None until it boots."""
 
     backend: BackendName
-    enclave_cid: int
+    enclave_cid: int | None
     memory_mib: int
     vcpus: int
     pcr0: str
     pcr1: str
     pcr2: str
     pcr8: str | None = None
+    debug: bool = False
 
 
 class EndKind(StrEnum):
-    """How an enclave came to its end, in words for a log."""
+    """How an enclave came to its end, in words for a log. FAILED_TO_START: not one instruction of it has run."""
 
+    FAILED_TO_START = "failed to start"
     POWERED_OFF = "powered off"
     PANICKED = "panicked"
     BROKE = "broke"

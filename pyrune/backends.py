@@ -32,14 +32,16 @@ def choose_backend(wanted: str) -> BackendName:
 
 
 def load_backend(name: BackendName) -> Backend:
-    """The back end itself. Raises BackendError for one that this version lacks."""
+    """The back end itself."""
     match name:
         case BackendName.LOCAL:
             from pyrune.local.backend import LocalBackend
 
             return LocalBackend()
         case BackendName.NITRO:
-            raise BackendError("this version of pyrune cannot run enclaves on Nitro hardware yet")
+            from pyrune.ne.backend import NitroBackend
+
+            return NitroBackend()
 
 
 def _is_device(path: Path) -> bool:

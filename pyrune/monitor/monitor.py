@@ -113,7 +113,9 @@ class Monitor:
         if self._phase is Phase.BOOTING:
             self._phase = Phase.RUNNING
             self._cancel_deadline()
-            self._directory.write(replace(self._directory.read(), written_status=Status.RUNNING))
+            # Some facts are known only now.
+            facts = self._held_enclave.facts
+            self._directory.write(replace(self._directory.read(), written_status=Status.RUNNING, facts=facts))
             logger.info("running")
             self._answer_start(None)
 
@@ -182,6 +184,8 @@ class Monitor:
         if had_booted and end.kind is EndKind.POWERED_OFF:
             return 0, ""
         reason = end.reason or f"the enclave {end.kind}"
+        if end.kind is EndKind.FAILED_TO_START:
+            return FAILED_STATUS, reason
         return FAILED_STATUS, reason if had_booted else f"{reason} before it had booted"
 
     def _finish_output(self, then: Callable[[], None]) -> None:
