@@ -164,6 +164,17 @@ def wait_for_exit(pidfd: int, timeout_s: float | None) -> bool:
     return bool(poll.poll(None if timeout_s is None else max(0, int(timeout_s * 1000))))
 
 
+def write_some(fd: int, data: memoryview | bytes) -> int:
+    """write(2), which waits for room even where somebody else has set the shared descriptor non-blocking."""
+    while True:
+        try:
+            return os.write(fd, data)
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            poll.poll()
+
+
 _SIGNALS = {name: int(number) for name, number in signal.Signals.__members__.items()}
 _SIGNALS |= {"SIGIOT": 6, "SIGCLD": 17, "SIGSTKFLT": 16}
 

@@ -7,6 +7,7 @@ descriptor and a name, as runc sends it and containerd's shim and conmon expect 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import selectors
@@ -18,6 +19,7 @@ import tty
 from collections.abc import Callable, Iterator
 
 from pyrune.errors import UsageError
+from pyrune.linux import write_some
 
 _CHUNK_BYTES = 65536
 
@@ -31,7 +33,9 @@ def connect_console_socket(path: str) -> socket.socket:
         sock.settimeout(None)
     except OSError as exc:
         sock.close()
-        raise UsageError(f"the console socket {path} does not accept a connection (error {exc.errno})") from exc
+        # Python's own word for a path that is too long has no number.
+        number = exc.errno or errno.ENAMETOOLONG
+        raise UsageError(f"the console socket {path} does not accept a connection (error {number})") from exc
     return sock
 
 
@@ -40,8 +44,17 @@ def open_console(console_socket: socket.socket, rows: int = 0, columns: int = 0)
 
     The caller must lead a session without a terminal: the slave becomes its controlling terminal, so that the keys for
     interrupt and quit raise signals. What the console prints already has its line ends, and what is typed has no reader
-    that would want it echoed.
+    that would want it echoed. The caller should not die of SIGHUP, which comes when the master is closed.
+
+    Raises UsageError.
     """
+    try:
+        return _make_console(console_socket, rows, columns)
+    except (OSError, termios.error) as exc:
+        raise UsageError(f"the container's terminal cannot be made or handed over (error {exc.args[0]})") from exc
+
+
+def _make_console(console_socket: socket.socket, rows: int, columns: int) -> int:
     master, slave = os.openpty()
     try:
         mode = termios.tcgetattr(slave)
@@ -63,6 +76,9 @@ def open_console(console_socket: socket.socket, rows: int = 0, columns: int = 0)
 def receive_master(console_socket: socket.socket) -> int:
     """The master that `open_console` sent, or -1 when the other side ended without sending it."""
     _, fds, _, _ = socket.recv_fds(console_socket, 4096, 1)
+    # Python 3.11 ignores MSG_CMSG_CLOEXEC here.
+    for fd in fds:
+        os.set_inheritable(fd, False)
     return fds[0] if fds else -1
 
 
@@ -77,7 +93,9 @@ def raw_terminal(fd: int) -> Iterator[None]:
         tty.setraw(fd)
         yield
     finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, saved)
+        # A terminal that has been closed meanwhile needs nothing.
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(fd, termios.TCSADRAIN, saved)
 
 
 def copy_window_size(source_fd: int, master_fd: int) -> None:
@@ -95,8 +113,8 @@ def relay(master_fd: int, *, stdin_fd: int, stdout_fd: int, on_signal_fd: tuple[
     with selectors.DefaultSelector() as selector:
         selector.register(master_fd, selectors.EVENT_READ)
         selector.register(on_signal_fd[0], selectors.EVENT_READ)
-        with contextlib.suppress(PermissionError):
-            # A regular file or /dev/null cannot be watched, and would have nothing to say.
+        with contextlib.suppress(OSError):
+            # A regular file or /dev/null cannot be watched, and would have nothing to say; nor has a closed input.
             selector.register(stdin_fd, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():
@@ -112,13 +130,16 @@ def relay(master_fd: int, *, stdin_fd: int, stdout_fd: int, on_signal_fd: tuple[
 def _copy(source_fd: int, target_fd: int) -> bool:
     try:
         data = os.read(source_fd, _CHUNK_BYTES)
+    except BlockingIOError:
+        # Somebody else has set it non-blocking, and has read what was there.
+        return True
     except OSError:
         # A master whose slaves are all closed gives EIO.
         return False
     view = memoryview(data)
     with contextlib.suppress(OSError):
         while view:
-            view = view[os.write(target_fd, view) :]
+            view = view[write_some(target_fd, view) :]
     return bool(data)
 
 

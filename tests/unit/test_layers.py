@@ -25,7 +25,7 @@ LAYERS: dict[str, set[str]] = {
     "bundle": {"config", "document", "errors"},
     "spec": {"annotations", "document", "enclave_type", "errors"},
     "state": {"backend", "errors", "linux"},
-    "terminal": {"errors"},
+    "terminal": {"errors", "linux"},
     "eif": {"errors"},
     "guest": {"eif", "errors", "process"},
     "vsock": {"reactor"},
