@@ -56,6 +56,11 @@ class QmpClient:
         except (BrokenPipeError, ConnectionResetError, BlockingIOError):
             return
 
+    def catch_up(self) -> None:
+        """Take what has arrived already: call when QEMU has exited, whose last event may not have been read yet."""
+        if self._sock.fileno() >= 0:
+            self._receive()
+
     def close(self) -> None:
         if self._reactor is not None and self._sock.fileno() >= 0:
             self._reactor.unwatch(self._sock.fileno())

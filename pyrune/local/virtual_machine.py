@@ -25,6 +25,8 @@ from pyrune.reactor import READ, Reactor
 # QEMU is up within a second; a machine that is busy enough may need many.
 _READY_TIMEOUT_S = 60.0
 _QEMU_EXIT_PATIENCE_S = 5.0
+# Longer than the device lingers, see LINGER_S of pyrune.local.vsock_device.
+_DEVICE_EXIT_PATIENCE_S = 3.0
 _CONSOLE_CHUNK_BYTES = 65536
 # QMP's SHUTDOWN reasons that come from the guest itself, see QEMU's qapi/run-state.json.
 _GUEST_REASONS = frozenset({"guest-shutdown", "guest-reset"})
@@ -51,6 +53,7 @@ class VirtualMachine:
         self._shutdown_reason = ""
         self._device_ended = False
         self._stop_asked = False
+        self._reported = False
         self._closed = False
 
     def prepare(self, make_machine: Callable[[int, int, int], Machine], guest_cid: int, directory_fd: int) -> None:
@@ -84,6 +87,8 @@ class VirtualMachine:
         """End the machine now; the observer hears STOPPED."""
         self._stop_asked = True
         self._qemu.kill()
+        if self._qemu_status is not None:
+            self._report_end()
 
     def pause_console(self) -> None:
         self._reactor.unwatch(self._console.fileno())
@@ -146,18 +151,32 @@ class VirtualMachine:
     def _on_qemu_exit(self) -> None:
         self._reactor.unwatch(self._qemu.pidfd)
         self._qemu_status = self._qemu.poll()
+        # Its last event may be waiting still.
+        self._qmp.catch_up()
         # What is still under way is no more than a socket's buffer holds: it is handed over even to who had said pause.
         while not self._closed and self._read_console():
             pass
-        if not self._closed:
-            self._note_complaints()
-            self._observer.ended(self._end())
+        if self._stop_asked or self._device.poll() is not None:
+            self._report_end()
+        else:
+            # The device has a moment to pass on what the guest said last; it ends by itself.
+            self._reactor.call_later(_DEVICE_EXIT_PATIENCE_S, self._report_end)
 
     def _on_device_exit(self) -> None:
         self._reactor.unwatch(self._device.pidfd)
-        # It ends well when QEMU closes its connection, which QEMU does a moment before it exits.
-        patience_s = _QEMU_EXIT_PATIENCE_S if self._device.poll() == 0 else 0
-        self._reactor.call_later(patience_s, self._end_without_device)
+        status = self._device.poll()
+        if self._qemu_status is not None:
+            self._report_end()
+        else:
+            # It ends well when QEMU closes its connection, which QEMU does a moment before it exits.
+            patience_s = _QEMU_EXIT_PATIENCE_S if status == 0 else 0
+            self._reactor.call_later(patience_s, self._end_without_device)
+
+    def _report_end(self) -> None:
+        if not self._closed and not self._reported:
+            self._reported = True
+            self._note_complaints()
+            self._observer.ended(self._end())
 
     def _end_without_device(self) -> None:
         # QEMU would live on with a dead vsock, and cannot connect to another device.
