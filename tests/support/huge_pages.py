@@ -1,12 +1,13 @@
 """Real huge pages of 2 MiB for a test: added to the machine's pool, and taken away again.
 
-Other tests on the machine may do the same at the same time, so the pool is changed by differences.
+Other tests on the machine may want to do the same: they wait for each other (tests/emulated_driver has the same lock).
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.needs import missing
 
 PAGE_BYTES = 2 << 20
 POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+LOCK = Path(tempfile.gettempdir()) / "pyrune-huge-pages.lock"
 
 
 def pool_number(name: str) -> int:
@@ -29,27 +31,16 @@ def added_pages(count: int) -> Iterator[None]:
         missing("root", "huge pages can only be added by root")
     if not POOL.is_dir():
         missing("hugepages", "this kernel has no huge pages of 2 MiB")
-    added = 0
-    try:
-        added = _change(count)
-        if added < count:
-            missing("hugepages", f"only {added} of {count} huge pages could be added")
-        yield
-    finally:
-        _change(-added)
-
-
-def _change(difference: int) -> int:
-    """Change the size of the pool; returns by how much it has changed."""
-    file = POOL / "nr_hugepages"
-    with open(file, "r+") as locked:
-        fcntl.flock(locked, fcntl.LOCK_EX)
-        before = int(file.read_text())
+    with open(LOCK, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = pool_number("nr_hugepages")
+        (POOL / "nr_hugepages").write_text(str(before + count))
         try:
-            file.write_text(str(before + difference))
-        except OSError:
-            return 0
-        return int(file.read_text()) - before
+            if (added := pool_number("nr_hugepages") - before) < count:
+                missing("hugepages", f"only {added} of {count} huge pages could be added")
+            yield
+        finally:
+            (POOL / "nr_hugepages").write_text(str(before))
 
 
 @contextmanager
