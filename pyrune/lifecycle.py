@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -371,10 +372,12 @@ def run(
     _check_new(container_id, bundle)
     check_terminal(bundle.process.terminal, False, options.console_socket)
     adopt_orphans()
+    # A signal must find a container that it can be passed on to, or it would leave one behind: it waits until there is.
+    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED_SIGNALS)
     if bundle.process.terminal:
         return _run_on_terminal(store, container_id, bundle, request, options, keep)
     _create(store, container_id, bundle, request, options, None)
-    return _run_in_foreground(store, container_id, keep, lambda: None)
+    return _run_in_foreground(store, container_id, keep)
 
 
 def _run_on_terminal(
@@ -420,27 +423,64 @@ def _wakeup_pipe() -> Iterator[int]:
         os.close(write_end)
 
 
-def _run_in_foreground(store: ContainerStore, container_id: str, keep: bool, attend: Callable[[], None]) -> int:
+def _run_in_foreground(
+    store: ContainerStore, container_id: str, keep: bool, attend: Callable[[], None] | None = None
+) -> int:
     """Start a created container whose monitor is this process's child now, `attend` to it, and see it to its end."""
     monitor = state(store, container_id).monitor
     if monitor is None:
         raise MonitorError("the container's monitor has not announced itself")
-    _forward_signals(store, container_id)
-    _start_or_remove(store, container_id)
-    attend()
+    ended_by = _forward_signals(store, container_id)
+    try:
+        if attend is None:
+            start(store, container_id)
+        else:
+            _start_while(attend, store, container_id)
+    except PyruneError:
+        _delete_if_there(store, container_id)
+        if not ended_by:
+            raise
+        # Who ended it during its boot is told so by the exit status, as later on.
+        return 128 + ended_by[0]
     status = os.waitstatus_to_exitcode(os.waitpid(monitor.pid, 0)[1])
     if not keep:
         _delete_if_there(store, container_id)
     return status if status >= 0 else 128 - status
 
 
-def _forward_signals(store: ContainerStore, container_id: str) -> None:
+def _forward_signals(store: ContainerStore, container_id: str) -> list[int]:
+    """Pass signals on, those that have waited included. Returns the list, as it grows, of those that end an enclave."""
+    from pyrune.monitor.monitor import ENDING_SIGNALS
+
+    ending: list[int] = []
+
     def forward(number: int, _frame: object) -> None:
         with contextlib.suppress(ContainerNotFound, ContainerStateError, MonitorError, ReportedError):
             kill(store, container_id, number)
+            ending.extend({number} & ENDING_SIGNALS)
 
     for number in FORWARDED_SIGNALS:
         signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED_SIGNALS)
+    return ending
+
+
+def _start_while(attend: Callable[[], None], store: ContainerStore, container_id: str) -> None:
+    """`start`, with `attend` at the same time: a terminal that nobody reads would hold the boot up."""
+    failures: list[PyruneError] = []
+
+    def start_or_note() -> None:
+        try:
+            start(store, container_id)
+        except PyruneError as exc:
+            failures.append(exc)
+
+    thread = threading.Thread(target=start_or_note, name="start")
+    thread.start()
+    attend()
+    thread.join()
+    if failures:
+        raise failures[0]
 
 
 def _start_or_remove(store: ContainerStore, container_id: str) -> None:
