@@ -12,9 +12,9 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from pyrune.eif.files import CHUNK_BYTES
 from pyrune.eif.format import Architecture, SectionType
 from pyrune.eif.measure import Measurements, Measurer
-from pyrune.eif.files import CHUNK_BYTES
 from pyrune.eif.reader import EifImage
 from pyrune.errors import BackendError
 
