@@ -93,7 +93,7 @@ class ProcessIdentity:
     def of(cls, pid: int) -> ProcessIdentity:
         """The identity of a live process. Raises ProcessLookupError where there is none (a zombie is none)."""
         stat = read_stat(pid)
-        if stat is None or stat.state in "ZX":
+        if stat is None or stat.is_over:
             raise ProcessLookupError(f"no process {pid}")
         return cls(pid, stat.start_time_ticks, boot_id())
 
@@ -102,7 +102,7 @@ class ProcessIdentity:
         stat = read_stat(self.pid)
         return (
             stat is not None
-            and stat.state not in "ZX"
+            and not stat.is_over
             and stat.start_time_ticks == self.start_time_ticks
             and self.boot_id == boot_id()
         )
@@ -127,6 +127,13 @@ class ProcessStat:
     state: str
     parent_pid: int
     start_time_ticks: int
+    threads: int = 1
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of the process runs. One that is killed shows as a zombie while a call into the kernel keeps
+        another of its threads; until then it holds what it has open."""
+        return self.state in "ZX" and self.threads <= 1
 
 
 def read_stat(pid: int) -> ProcessStat | None:
@@ -137,7 +144,7 @@ def read_stat(pid: int) -> ProcessStat | None:
         return None
     # The command's name, in parentheses, may itself hold spaces and parentheses.
     fields = text[text.rindex(")") + 2 :].split()
-    return ProcessStat(fields[0], int(fields[1]), int(fields[19]))
+    return ProcessStat(fields[0], int(fields[1]), int(fields[19]), int(fields[17]))
 
 
 def boot_id() -> str:
@@ -149,7 +156,7 @@ def descendants(pid: int) -> list[int]:
     """The pids of all live descendants of `pid`, parents before children."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
-        if entry.isdigit() and (stat := read_stat(int(entry))) is not None and stat.state not in "ZX":
+        if entry.isdigit() and (stat := read_stat(int(entry))) is not None and not stat.is_over:
             children.setdefault(stat.parent_pid, []).append(int(entry))
     found = sorted(children.get(pid, ()))
     for child in found:

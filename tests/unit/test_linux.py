@@ -136,6 +136,30 @@ def test_the_identity_of_a_process_ends_with_it() -> None:
     assert identity.open_pidfd() is None
 
 
+def test_a_process_lives_until_its_last_thread_has_ended() -> None:
+    # What a killed process looks like while a call into the kernel holds one of its threads: its first thread is a
+    # zombie. Here that thread ends by itself, by exit(2), which the C library hides.
+    code = """if True:
+        import ctypes, os, threading, time
+        threading.Thread(target=lambda: (time.sleep(0.2), print("go", flush=True), time.sleep(60))).start()
+        number = {"x86_64": 60, "aarch64": 93}[os.uname().machine]
+        ctypes.CDLL(None).syscall(number, 0)
+        """
+    with running(code) as process:
+        next_line(process)
+        stat = read_stat(process.pid)
+        assert stat is not None
+        assert (stat.state, stat.threads) == ("Z", 2)
+        identity = ProcessIdentity.of(process.pid)
+        assert identity.is_alive()
+        pidfd = identity.open_pidfd()
+        assert pidfd is not None
+        process.kill()
+        assert wait_for_exit(pidfd, None)
+        os.close(pidfd)
+        assert not identity.is_alive()
+
+
 def test_another_process_with_the_same_pid_is_another() -> None:
     me = ProcessIdentity.of(os.getpid())
     before = ProcessIdentity(me.pid, me.start_time_ticks - 1, me.boot_id)
