@@ -29,6 +29,6 @@ class PanicWatch:
         self._partial = self._partial[:_LINE_LIMIT_BYTES]
         for line in lines:
             if not self.reason and (found := _BEGIN.match(line)):
-                self.reason = printable(found[1].rstrip(b"\r").decode(errors="replace"))
+                self.reason = printable(found[1][:_LINE_LIMIT_BYTES].rstrip(b"\r").decode(errors="replace"))
             elif self.reason and _END.match(line):
                 self.over = True

@@ -6,10 +6,10 @@ block does the writing instead. The queue between is bounded: above the mark the
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 
+from pyrune.linux import write_some
 from pyrune.reactor import Callback, Reactor
 
 HIGH_WATER_BYTES = 256 * 1024
@@ -39,7 +39,8 @@ class OutputWriter:
             if not self._broken:
                 self._queue.append(data)
                 self._queued_bytes += len(data)
-                self._full = self._queued_bytes >= HIGH_WATER_BYTES
+                # Once full it stays so until `on_room`, else whoever goes on a little would never hear of room.
+                self._full = self._full or self._queued_bytes >= HIGH_WATER_BYTES
                 self._changed.notify()
             return not self._full
 
@@ -69,7 +70,7 @@ class OutputWriter:
         view = memoryview(data)
         while view and not self._broken:
             try:
-                done = os.write(self._fd, view)
+                done = write_some(self._fd, view)
             except OSError:
                 self._give_up()
                 return

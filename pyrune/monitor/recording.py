@@ -20,18 +20,22 @@ class ConsoleRecording:
 
     def __init__(self, directory_fd: int) -> None:
         self._directory_fd = directory_fd
-        self._fd = self._open()
+        self._fd = -1
         self._size = 0
         self._tail = b""
-        self.total_bytes = 0
+        with contextlib.suppress(OSError):
+            self._fd = self._open()
 
     def append(self, data: bytes) -> None:
-        self.total_bytes += len(data)
         self._tail = (self._tail + data[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+        if self._fd < 0:
+            return
+        data = data[-HALF_BYTES:]
         if self._size + len(data) > HALF_BYTES:
             self._turn()
+        # Where there was no turn, the file is filled up and no more.
         with contextlib.suppress(OSError):
-            self._size += os.write(self._fd, data[-HALF_BYTES:])
+            self._size += os.write(self._fd, data[: HALF_BYTES - self._size])
 
     def tail(self) -> str:
         """The last lines, escaped, joined by ` | `: fit for an error message."""
@@ -51,6 +55,7 @@ class ConsoleRecording:
         with contextlib.suppress(OSError):
             older = RECORDING_NAME + ".1"
             os.rename(RECORDING_NAME, older, src_dir_fd=self._directory_fd, dst_dir_fd=self._directory_fd)
-            os.close(self._fd)
-            self._fd = self._open()
-            self._size = 0
+            # The old file is closed last: a number without a file behind it might be another file's next.
+            fresh, old = self._open(), self._fd
+            self._fd, self._size = fresh, 0
+            os.close(old)

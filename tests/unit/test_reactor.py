@@ -12,6 +12,7 @@ import pytest
 
 from pyrune.reactor import READ, WRITE, Reactor
 from tests.support.programs import open_descriptors
+from tests.support.rounds import run_until
 
 
 @pytest.fixture
@@ -26,19 +27,6 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     left, right = socket.socketpair()
     with left, right:
         yield left, right
-
-
-def run_until(reactor: Reactor, condition: Callable[[], bool]) -> None:
-    """Serve round after round until `condition` holds."""
-
-    def look() -> None:
-        if condition():
-            reactor.stop()
-        else:
-            reactor.call_later(0.001, look)
-
-    look()
-    reactor.run()
 
 
 def test_timers_are_called_in_the_order_in_which_they_are_due(reactor: Reactor) -> None:
