@@ -43,8 +43,8 @@ def open_console(console_socket: socket.socket, rows: int = 0, columns: int = 0)
     """Make a terminal for the calling session and send its master over `console_socket`. Returns the slave.
 
     The caller must lead a session without a terminal: the slave becomes its controlling terminal, so that the keys for
-    interrupt and quit raise signals. What the console prints already has its line ends, and what is typed has no reader
-    that would want it echoed. The caller should not die of SIGHUP, which comes when the master is closed.
+    interrupt and quit raise signals. It ends lines as terminals want it (ONLCR), because a guest's console may not, and
+    whoever holds the master has a raw terminal. What is typed has no reader that would want it echoed. The caller should not die of SIGHUP, which comes when the master is closed.
 
     Raises UsageError.
     """
@@ -58,7 +58,7 @@ def _make_console(console_socket: socket.socket, rows: int, columns: int) -> int
     master, slave = os.openpty()
     try:
         mode = termios.tcgetattr(slave)
-        mode[1] &= ~termios.OPOST
+        mode[1] |= termios.OPOST | termios.ONLCR
         mode[3] &= ~(termios.ECHO | termios.ICANON)
         termios.tcsetattr(slave, termios.TCSANOW, mode)
         if rows and columns:

@@ -101,15 +101,14 @@ def opened(listener: socket.socket) -> Iterator[tuple[Callable[[str], str], int]
                 os.close(master)
 
 
-def test_the_containers_end_changes_no_byte_and_has_the_callers_size(listener: socket.socket) -> None:
+def test_the_containers_end_ends_lines_for_a_terminal_and_has_the_callers_size(listener: socket.socket) -> None:
     with opened(listener) as (tell, master):
         mode = termios.tcgetattr(master)
-        assert not mode[1] & termios.OPOST
         assert not mode[3] & (termios.ECHO | termios.ICANON)
         assert mode[3] & termios.ISIG
         assert struct.unpack("4H", fcntl.ioctl(master, termios.TIOCGWINSZ, bytes(8)))[:2] == (24, 80)
         assert tell("write ") == "done"
-        assert os.read(master, 100) == b"a line\n"
+        assert os.read(master, 100) == b"a line\r\n"
         assert not os.get_inheritable(master)
 
 
