@@ -6,9 +6,10 @@
     --parent-pid P    the process without which this one has no reason to live; 0 for none
 
 It is a process of its own because it is the one that a guest's bytes reach: it holds nothing but the guest's memory and
-the streams, and it may die without taking anything with it. It ends with status 0 when QEMU closes the socket or on
-SIGTERM, having removed its unix socket, and with 1 and one line when QEMU breaks the protocol. What it has to say
-goes to standard error, which is the monitor's log; a guest can make it say only so much.
+the streams, and it may die without taking anything with it. It ends with status 0 on SIGTERM, and when QEMU closes the
+socket and host programs have taken, within LINGER_S, what the guest said last; and with 1 and one line when QEMU breaks
+the protocol. Its unix socket is then removed. What it has to say goes to standard error, which is the monitor's log; a
+guest can make it say only so much.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import NamedTuple
@@ -34,6 +36,8 @@ COMM = "pyrune-vsock"
 # Descriptors that are not streams: standard ones, QEMU's, epoll instances, eventfds, memory; and some to spare.
 _OTHER_FDS = 64
 _MAX_WARNINGS = 100
+# How long host programs may take, after QEMU's end, to read what waits for them.
+LINGER_S = 2.0
 
 
 class Arguments(NamedTuple):
@@ -129,6 +133,21 @@ def run(session: Session, muxer: Muxer, terminated_fd: int) -> None:
         if terminated_fd in ready:
             return
         if session.fileno() in ready and not session.dispatch():
+            session.finish()
+            linger(muxer, terminated_fd)
+            return
+        muxer.dispatch()
+
+
+def linger(muxer: Muxer, terminated_fd: int) -> None:
+    """The guest is gone; give host programs a moment to take what it still said."""
+    muxer.reset()
+    poll = select.poll()
+    for source in (muxer, terminated_fd):
+        poll.register(source, select.POLLIN)
+    deadline = time.monotonic() + LINGER_S
+    while muxer.has_streams and (left_s := deadline - time.monotonic()) > 0:
+        if terminated_fd in {fd for fd, _ in poll.poll(left_s * 1000)}:
             return
         muxer.dispatch()
 

@@ -56,6 +56,9 @@ PROTOCOL_FEATURES = int(ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK | Protoco
 VRING_INDEX_MASK = 0xFF
 VRING_NOFD_MASK = 1 << 8
 
+# Enough for a device to work off full rings, and not for a guest that goes on filling them to keep us here.
+_LAST_ROUNDS = 16
+
 _DONE = U64.pack(0)
 _REFUSED = U64.pack(1)
 
@@ -139,6 +142,15 @@ class Session:
             self._break_rings(exc)
             return False
 
+    def finish(self) -> None:
+        """The rings are about to stop, or QEMU is gone: what the guest put on them before that still counts.
+
+        A guest writes its last words and is reset at once, so kick and stop may well arrive together.
+        """
+        for _ in range(_LAST_ROUNDS):
+            if not self.serve():
+                return
+
     def close(self) -> None:
         """Close all but the socket, which is the caller's."""
         for ring in self.rings:
@@ -219,6 +231,7 @@ class Session:
         """Also the request to stop the ring."""
         index, _ = message.unpack(VRING_STATE)
         ring = self._ring(index)
+        self.finish()
         self._forget_kick(ring)
         ring.stop()
         self._device.reset()
@@ -250,9 +263,10 @@ class Session:
     def _set_vring_enable(self, message: Message) -> None:
         index, enabled = message.unpack(VRING_STATE)
         ring = self._ring(index)
-        ring.enabled = bool(enabled)
         if not enabled:
+            self.finish()
             self._device.reset()
+        ring.enabled = bool(enabled)
 
     def _ring(self, index: int) -> Ring:
         if index >= len(self.rings):

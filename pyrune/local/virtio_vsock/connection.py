@@ -5,7 +5,7 @@ A primer: the life of a stream.
     DIALLING     the guest sent REQUEST; the host program's queue of callers is full, so we try again soon
     REQUESTED    a host program called; REQUEST goes to the guest, whose RESPONSE is awaited
     ESTABLISHED  bytes flow
-    DRAINING     the guest sent RST; bytes that it sent before still go to the host program
+    DRAINING     the guest left; bytes that it sent before still go to the host program
     CLOSED       over; if `reset_owed`, the guest has yet to hear of it by RST
 
 *From guest to host.* Bytes go straight from the guest's memory into the unix socket. What the socket does not take
@@ -191,7 +191,7 @@ class Connection:
             return
         match self.state, header.op:
             case _, Op.RST:
-                self._guest_left()
+                self.guest_left()
             case State.REQUESTED, Op.RESPONSE:
                 self._guest_accepted()
             case State.ESTABLISHED, Op.SHUTDOWN:
@@ -222,8 +222,17 @@ class Connection:
         self.reset_owed = not self._pending & Pending.REQUEST
         self._close()
 
+    def guest_left(self) -> None:
+        """The guest has no part in the stream any more, and need not be told."""
+        if not self._outbox:
+            self._close()
+            return
+        self.state = State.DRAINING
+        self._pending = Pending.NONE
+        self._stop_reading()
+
     def drop(self) -> None:
-        """End the stream now; there is no guest to be told."""
+        """End the stream now, whatever is left to do."""
         self._close()
 
     # What a connection gives to the guest.
@@ -368,14 +377,6 @@ class Connection:
             self._stop_reading()
         if not self._outbox:
             self._drained()
-
-    def _guest_left(self) -> None:
-        if not self._outbox:
-            self._close()
-            return
-        self.state = State.DRAINING
-        self._pending = Pending.NONE
-        self._stop_reading()
 
     def _stop_reading(self) -> None:
         """The guest takes nothing any more. A host program that writes on gets EPIPE, as from any peer."""

@@ -113,7 +113,9 @@ class Muxer:
 
     def close(self) -> None:
         """End all streams and remove the unix socket."""
-        self.reset()
+        for connection in list(self._open):
+            connection.drop()
+            self.settle(connection)
         for sock in list(self._callers.values()):
             self._hang_up(sock)
         self._listener.close()
@@ -121,12 +123,20 @@ class Muxer:
         self._epoll.close()
 
     def reset(self) -> None:
-        """The guest's driver is gone: end all streams without a word to it. Callers may go on to wait."""
+        """The guest's driver is gone. What it sent still goes to slow host programs; all else about streams ends.
+
+        Callers that have not said their line may go on to wait for a guest.
+        """
         self.guest_present = False
         for connection in list(self._open):
-            connection.drop()
+            connection.guest_left()
             self.settle(connection)
         self._resets.clear()
+
+    @property
+    def has_streams(self) -> bool:
+        """After `reset`: whether there are bytes that host programs have not taken yet."""
+        return bool(self._open)
 
     # Between the device and the streams.
 

@@ -67,6 +67,7 @@ class Served:
                 self.session.serve()
                 select.select([self.session], [], [], TIMEOUT_S)
                 if not self.session.dispatch():
+                    self.session.finish()
                     self.ended = "closed"
                     return
         except ProtocolError as exc:
@@ -126,6 +127,22 @@ def test_what_was_on_the_ring_before_it_started_needs_no_kick(served: Served) ->
     served.driver.add([Piece(BUFFERS_GUEST, 5)])
     served.front_end.start_rings()
     assert served.driver.used_index[1] == 1
+
+
+@pytest.mark.parametrize("way", ["stop", "disable", "close"])
+def test_what_was_on_the_ring_before_it_stopped_still_counts(served: Served, way: str) -> None:
+    served.front_end.negotiate()
+    served.front_end.start_rings()
+    served.round_trip()
+    served.driver.add([Piece(BUFFERS_GUEST, 5)])
+    if way == "stop":
+        assert served.front_end.stop_ring(0) == 2
+    elif way == "disable":
+        served.front_end.order(Request.SET_VRING_ENABLE, VRING_STATE.pack(0, 0))
+    else:
+        served.front_end.close()
+        served.end()
+    assert served.driver.used_index[1] == 2
 
 
 def test_a_disabled_ring_rests(served: Served) -> None:

@@ -307,9 +307,10 @@ class HostProgram:
         """A socket connected to the device, on which `first` was said."""
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(TIMEOUT_S)
-        sock.connect(str(self.directory / "vsock"))
-        sock.sendall(first)
         self._open.append(sock)
+        sock.connect(str(self.directory / "vsock"))
+        if first:
+            sock.sendall(first)
         return sock
 
     def close(self) -> None:

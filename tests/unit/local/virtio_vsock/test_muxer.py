@@ -308,12 +308,14 @@ def test_whatever_happens_in_whatever_order_everything_is_given_back(
         assert set(world.muxer._by_address.values()) <= streams
         assert set(world.muxer._controls) | set(world.muxer._readers) | set(world.muxer._dialling) <= streams
     world.muxer.reset()
-    assert world.muxer._pool._streams_left == 6
-    assert world.muxer._pool._free == POOL_BYTES
     assert not world.muxer.has_output
+    assert all(stream.state is State.DRAINING for stream in world.muxer._open)
     for sock in programs:
         sock.close()
+    world.dispatch()
     world.close()
+    assert world.muxer._pool._streams_left == 6
+    assert world.muxer._pool._free == POOL_BYTES
     assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -370,6 +370,34 @@ def test_all_streams_end_when_the_guest_lets_go_of_its_rings(plain_guest: Guest,
     wait_until_closed(host.call(b"CONNECT 7\n"))
 
 
+def test_last_words_of_a_guest_reach_even_a_slow_host_program(
+    plain_guest: Guest, host: HostProgram, device: DeviceProcess
+) -> None:
+    listener = host.listen(80)
+    stream = plain_guest.connect(80)
+    sock = host.accept(listener)
+    while stream.credit:
+        stream.send(Op.RW, b"w" * min(stream.credit, 60_000))
+        plain_guest.poll()
+    device.sock.close()
+    time.sleep(0.2)
+    assert len(read_all(sock)) == stream.sent
+    assert device.wait() == (0, "")
+    assert not (device.directory / "vsock").exists()
+
+
+def test_a_host_program_that_never_reads_does_not_keep_the_device(
+    plain_guest: Guest, host: HostProgram, device: DeviceProcess
+) -> None:
+    listener = host.listen(80)
+    stream = plain_guest.connect(80)
+    host.accept(listener)
+    while stream.credit:
+        stream.send(Op.RW, b"w" * min(stream.credit, 60_000))
+        plain_guest.poll()
+    assert device.end() == (0, "")
+
+
 @pytest.mark.parametrize("way", ["close", "TERM"])
 def test_the_device_ends_cleanly_and_removes_its_socket(plain_guest: Guest, device: DeviceProcess, way: str) -> None:
     assert (device.directory / "vsock").stat().st_mode & 0o777 == 0o600
