@@ -11,10 +11,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -25,11 +25,14 @@ from pyrune.backends import AUTO, ENVIRONMENT_VARIABLE, choose_backend
 from pyrune.bundle import Bundle
 from pyrune.document import OCI_VERSION, read_config
 from pyrune.enclave_type import enclave_type
-from pyrune.errors import ContainerNotFound, InvalidContainerId, PyruneError, UsageError, printable
+from pyrune.errors import BackendError, ContainerNotFound, InvalidContainerId, PyruneError, UsageError, printable
 from pyrune.grammar import Group
 from pyrune.lifecycle import CreateOptions
 from pyrune.linux import parse_signal
 from pyrune.state import ContainerRecord, ContainerStore
+
+if TYPE_CHECKING:
+    from pyrune.host import Finding
 
 BACKENDS = (AUTO, *BackendName)
 # The verbs of runc that mean nothing to an enclave, or nothing yet: containers that are runc's have them.
@@ -337,6 +340,35 @@ def list_(call: Call, output: str, quiet: bool) -> None:
         keys = ["id", "pid", "status", "bundle", "created", "owner"]
         rows = [[str(document[key]) for key in keys] for document in documents]
         _print(_table([[key.upper() for key in keys], *rows]))
+
+
+@cli.command(help="Look this machine over: what is ready to run enclaves, and what is missing. Changes nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+@click.pass_context
+def check(context: click.Context, /, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from pyrune import host
+
+    findings = host.look_over()
+    try:
+        chosen = choose_backend(context.obj.wanted_backend)
+        good = host.can_run(chosen, findings)
+        verdict = f"the back end {chosen} {'can run enclaves here' if good else 'cannot run enclaves here'}"
+    except BackendError as exc:
+        good, verdict = False, str(exc)
+    if as_json:
+        _print(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
+    else:
+        _print("".join(_finding_lines(findings)) + f"\n{verdict}\n")
+    context.exit(0 if good else 1)
+
+
+def _finding_lines(findings: Sequence[Finding]) -> Iterator[str]:
+    for finding in findings:
+        yield f"{finding.verdict:8} {finding.backend or '':6} {finding.subject}: {finding.text}\n"
+        if finding.remedy:
+            yield f"{'':16}mend it with: {finding.remedy}\n"
 
 
 def _compact_json(values: Sequence[object]) -> str:

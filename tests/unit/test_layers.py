@@ -33,6 +33,7 @@ LAYERS: dict[str, set[str]] = {
     "local": {"backend", "eif", "errors", "linux", "process", "reactor", "vsock"},
     "backends": {"backend", "errors", "local", "ne"},
     "monitor": {"backend", "backends", "errors", "linux", "log", "process", "reactor", "state", "terminal"},
+    "host": {"backend", "eif", "local", "ne", "process"},
     "runc": {"errors", "process"},
     "lifecycle": {
         *("annotations", "backend", "bundle", "document", "eif", "enclave_type", "errors", "linux", "log"),
@@ -42,7 +43,7 @@ LAYERS: dict[str, set[str]] = {
     "grammar": {"errors"},
     "cli": {
         *("annotations", "backend", "backends", "bundle", "config", "document", "eif_cli", "enclave_type", "errors"),
-        *("grammar", "lifecycle", "linux", "log", "process", "runc", "spec", "state"),
+        *("grammar", "host", "lifecycle", "linux", "log", "process", "runc", "spec", "state"),
     },
     "__main__": {"cli"},
 }
