@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +22,8 @@ from pyrune.reactor import READ, Reactor, Timer
 SOCKET_NAME = "control"
 _REQUEST_LIMIT_BYTES = 4096
 _REQUEST_TIMEOUT_S = 10.0
-_CLIENT_LIMIT = 64
+# Whoever has asked is waited for by a call of pyrune; the others may be anything.
+_SILENT_CLIENT_LIMIT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ RequestHandler = Callable[[Request, Reply], None]
 def ask(directory_fd: int, request: Request) -> None:
     """Have the monitor carry out `request`, however long that takes.
 
-    Raises ContainerStateError when there is no monitor any more, ReportedError with its reason for not doing it.
+    Raises ContainerStateError when there is no monitor any more, ReportedError with its reason for not doing it, and
+    MonitorError when it dies meanwhile or does not accept the call.
     """
     try:
         sock = connect_unix(directory_fd, SOCKET_NAME, _REQUEST_TIMEOUT_S)
@@ -58,15 +61,36 @@ def ask(directory_fd: int, request: Request) -> None:
             raise MonitorError("the container's monitor ended during the call") from exc
     if not line.endswith(b"\n"):
         raise MonitorError("the container's monitor ended during the call")
-    reply = json.loads(line)
-    if "error" in reply:
-        raise ReportedError(reply["error"])
+    match _parsed(line):
+        case {"error": str(text)}:
+            raise ReportedError(text)
+        case {**rest} if not rest:
+            return
+    raise MonitorError("the container's monitor made no sense")
+
+
+def parse_request(line: bytes) -> Request | None:
+    """The request that a caller's line holds, if it does."""
+    match _parsed(line):
+        case {"verb": str(verb), **rest}:
+            number = rest.get("signal", 0)
+            # True is an int, too, but no signal.
+            return Request(verb, number) if type(number) is int and 0 <= number < signal.NSIG else None
+    return None
+
+
+def _parsed(line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 @dataclass(slots=True)
 class _Client:
     sock: socket.socket
     timer: Timer
+    has_asked: bool = False
     received: bytearray = field(default_factory=bytearray)
 
 
@@ -83,6 +107,8 @@ class ControlServer:
         reactor.watch(self._listener.fileno(), READ, self._accept)
 
     def close(self) -> None:
+        if self._listener.fileno() < 0:
+            return
         self._reactor.unwatch(self._listener.fileno())
         self._listener.close()
         for client in list(self._clients.values()):
@@ -93,13 +119,15 @@ class ControlServer:
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
+        except OSError:
+            # Gone again, or no descriptor is left: the enclave matters more than a caller who can come again.
             return
         sock.setblocking(False)
         client = _Client(sock, self._reactor.call_later(_REQUEST_TIMEOUT_S, lambda: self._drop(client)))
+        silent = [other for other in self._clients.values() if not other.has_asked]
+        if len(silent) >= _SILENT_CLIENT_LIMIT:
+            self._drop(silent[0])
         self._clients[sock.fileno()] = client
-        if len(self._clients) > _CLIENT_LIMIT:
-            self._drop(next(iter(self._clients.values())))
         self._reactor.watch(sock.fileno(), READ, lambda: self._receive(client))
 
     def _receive(self, client: _Client) -> None:
@@ -113,18 +141,17 @@ class ControlServer:
         if not chunk or len(client.received) > _REQUEST_LIMIT_BYTES:
             self._drop(client)
         elif client.received.endswith(b"\n"):
+            client.has_asked = True
             client.timer.cancel()
             self._reactor.unwatch(client.sock.fileno())
             self._dispatch(client)
 
     def _dispatch(self, client: _Client) -> None:
-        try:
-            raw = json.loads(client.received)
-            request = Request(str(raw["verb"]), int(raw.get("signal", 0)))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        request = parse_request(bytes(client.received))
+        if request is None:
             self._reply(client, "this is not a request that the monitor knows")
-            return
-        self._handle(request, lambda error: self._reply(client, error))
+        else:
+            self._handle(request, lambda error: self._reply(client, error))
 
     def _reply(self, client: _Client, error: str | None) -> None:
         if client.sock.fileno() < 0:

@@ -41,9 +41,13 @@ class MonitorOrder:
         return [fd for fd in named if fd is not None]
 
     def to_memory_file(self) -> int:
-        """A descriptor of an anonymous file that holds the order. The caller closes it."""
+        """A descriptor of an anonymous file that holds the order. The caller closes it. Raises OSError."""
         fd = os.memfd_create("pyrune-order", os.MFD_CLOEXEC)
-        os.write(fd, json.dumps(asdict(self)).encode())
+        try:
+            _write_all(fd, json.dumps(asdict(self)).encode())
+        except BaseException:
+            os.close(fd)
+            raise
         return fd
 
     @classmethod
@@ -73,12 +77,25 @@ def await_report(fd: int) -> None:
         if not chunk:
             raise MonitorError("the container's monitor ended before it was ready")
         content += chunk
-    report = json.loads(content)
-    if "error" in report:
-        raise ReportedError(report["error"])
+    match _parsed(content):
+        case {"ready": True}:
+            return
+        case {"error": str(text)}:
+            raise ReportedError(text)
+    raise MonitorError("the container's monitor made no sense")
+
+
+def _parsed(content: bytes) -> object:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _send(fd: int, report: dict[str, bool | str]) -> None:
-    content = json.dumps(report).encode() + b"\n"
+    _write_all(fd, json.dumps(report).encode() + b"\n")
+
+
+def _write_all(fd: int, content: bytes) -> None:
     while content:
         content = content[os.write(fd, content) :]
