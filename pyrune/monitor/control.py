@@ -95,14 +95,17 @@ class _Client:
 
 
 class ControlServer:
-    """The monitor's end. `close` answers nobody and removes the socket."""
+    """The monitor's end. `close` answers nobody and removes the socket. Raises MonitorError if there can be none."""
 
     def __init__(self, directory_fd: int, reactor: Reactor, handle: RequestHandler) -> None:
         self._directory_fd = directory_fd
         self._reactor = reactor
         self._handle = handle
         self._clients: dict[int, _Client] = {}
-        self._listener = bind_unix(directory_fd, SOCKET_NAME)
+        try:
+            self._listener = bind_unix(directory_fd, SOCKET_NAME)
+        except OSError as exc:
+            raise MonitorError(f"the container's control socket cannot be made (error {exc.errno})") from exc
         self._listener.setblocking(False)
         reactor.watch(self._listener.fileno(), READ, self._accept)
 

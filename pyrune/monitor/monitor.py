@@ -19,7 +19,7 @@ from dataclasses import replace
 from enum import Enum, auto
 
 from pyrune.backend import Backend, Enclave, EnclaveEnd, EnclaveSpec, EndKind, boot_deadline_s
-from pyrune.errors import BackendError, BootError
+from pyrune.errors import BackendError, BootError, PyruneError
 from pyrune.linux import ProcessIdentity
 from pyrune.monitor.control import ControlServer, Reply, Request
 from pyrune.monitor.kernel_panic import PanicWatch
@@ -73,8 +73,14 @@ class Monitor:
 
     def prepare(self, backend: Backend, spec: EnclaveSpec, boot_timeout_s: float | None) -> None:
         """Take all that the enclave needs and be ready for `start`. Raises PyruneError, having taken nothing."""
-        enclave = backend.prepare(spec, self._directory.fd, self._reactor, self)
-        self._enclave = enclave
+        self._enclave = backend.prepare(spec, self._directory.fd, self._reactor, self)
+        try:
+            self._get_ready(self._enclave, spec, boot_timeout_s)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _get_ready(self, enclave: Enclave, spec: EnclaveSpec, boot_timeout_s: float | None) -> None:
         image_bytes = os.fstat(spec.image_fd).st_size
         self._boot_timeout_s = boot_timeout_s or boot_deadline_s(image_bytes, enclave.facts.memory_mib)
         self._control = ControlServer(self._directory.fd, self._reactor, self._on_request)
@@ -102,22 +108,31 @@ class Monitor:
 
     def console_output(self, data: bytes) -> None:
         self._recording.append(data)
+        was_over = self._panic.over
         self._panic.feed(data)
         if not self._output.write(data):
             self._held_enclave.pause_console()
-        if self._panic.over:
+        if self._panic.over and not was_over:
             # Some kernels stand still for ever after a panic.
             self._reactor.call_later(_PANIC_GRACE_S, self._stop_panicked)
 
     def booted(self) -> None:
-        if self._phase is Phase.BOOTING:
-            self._phase = Phase.RUNNING
-            self._cancel_deadline()
+        if self._phase is not Phase.BOOTING or self._ending_signal or self._boot_failure:
+            # It comes too late: this enclave is being ended.
+            return
+        try:
             # Some facts are known only now.
             facts = self._held_enclave.facts
             self._directory.write(replace(self._directory.read(), written_status=Status.RUNNING, facts=facts))
-            logger.info("running")
-            self._answer_start(None)
+        except PyruneError as exc:
+            # Nobody would know of it that it runs.
+            self._boot_failure = str(exc)
+            self._held_enclave.stop()
+            return
+        self._phase = Phase.RUNNING
+        self._cancel_deadline()
+        logger.info("running")
+        self._answer_start(None)
 
     def ended(self, end: EnclaveEnd) -> None:
         had_booted = self._phase is Phase.RUNNING
@@ -159,7 +174,10 @@ class Monitor:
             self._phase = Phase.BOOTING
             self._start_reply = reply
             self._boot_deadline = self._reactor.call_later(self._boot_timeout_s, self._on_deadline)
-            self._held_enclave.start()
+            try:
+                self._held_enclave.start()
+            except BackendError as exc:
+                self.ended(EnclaveEnd(EndKind.FAILED_TO_START, str(exc)))
 
     def _on_deadline(self) -> None:
         self._boot_failure = f"the enclave has not booted within {self._boot_timeout_s:.0f} s"
@@ -210,8 +228,12 @@ class Monitor:
         self._reactor.call_later(_OUTPUT_PATIENCE_S, lambda: look(written))
 
     def _finish(self, status: int, reason: str) -> None:
-        record = self._directory.read()
-        self._directory.write(replace(record, written_status=Status.STOPPED, exit_status=status, reason=reason))
+        try:
+            record = self._directory.read()
+            self._directory.write(replace(record, written_status=Status.STOPPED, exit_status=status, reason=reason))
+        except PyruneError as exc:
+            # That this process has ended says the rest, and its exit status matters more.
+            logger.error("the end cannot be recorded: %s", exc)
         if self._start_reply is not None:
             self._answer_start(self._start_error(reason))
         if self._control is not None:
