@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from tests.contract.calls import Step
 from tests.support.command import COMMAND
@@ -55,12 +56,12 @@ class Program:
         return self.directory / "root"
 
     def __call__(self, words: Sequence[str], *, log_format: str | None = None) -> Outcome:
-        """Call it. The outputs are files, because what is created keeps them open."""
+        """Call it. The outputs are new files, because what is created keeps its own open."""
         log = self.directory / "log"
         log.unlink(missing_ok=True)
         options = ["--root", str(self.root)]
         options += ["--log", str(log), "--log-format", log_format] if log_format else []
-        with (self.directory / "stdout").open("w+b") as out, (self.directory / "stderr").open("w+b") as err:
+        with TemporaryFile(dir=self.directory) as out, TemporaryFile(dir=self.directory) as err:
             done = subprocess.run(
                 [*self.prefix, *options, *words],
                 stdin=subprocess.DEVNULL,

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from pyrune.linux import read_stat
 
@@ -32,9 +33,10 @@ class Pyrune:
     def __call__(self, *arguments: str, timeout_s: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
         """Run to the end; both outputs are text.
 
-        The outputs are files, not pipes: what a `create` starts keeps them open, and a pipe would be waited for.
+        The outputs are files, not pipes: what a `create` starts keeps them open, and a pipe would be waited for. They
+        are new ones for each call, or what it starts would write into those of the next.
         """
-        with (self.directory / "stdout").open("w+b") as out, (self.directory / "stderr").open("w+b") as err:
+        with TemporaryFile(dir=self.directory) as out, TemporaryFile(dir=self.directory) as err:
             done = subprocess.run(
                 self.argv(*arguments),
                 stdin=subprocess.DEVNULL,
