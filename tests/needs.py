@@ -1,7 +1,8 @@
 """Skip, or fail: what a test needs and this machine may not have.
 
 PYRUNE_REQUIRE is a comma-separated list of things whose absence fails a test instead of skipping it; "all" stands for
-those of `OBTAINABLE`, which any machine can be given. A property of the machine, such as NUMA, must be named.
+those of `OBTAINABLE`, which any machine can be given. What depends on the machine, such as numa or hugepages, must
+be named.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import NoReturn
 
 import pytest
 
-OBTAINABLE = frozenset({"vectors", "qemu", "kernel", "guest", "runc", "docker", "network", "root", "hugepages"})
+OBTAINABLE = frozenset({"vectors", "qemu", "kernel", "guest", "runc", "docker", "network", "root"})
 _NAMED = frozenset(filter(None, os.environ.get("PYRUNE_REQUIRE", "").split(",")))
 REQUIRED = _NAMED | OBTAINABLE if "all" in _NAMED else _NAMED
 
