@@ -16,7 +16,7 @@ from pathlib import Path
 from pyrune import log
 from pyrune.backend import BackendName, EnclaveSpec
 from pyrune.backends import load_backend
-from pyrune.errors import PyruneError
+from pyrune.errors import PyruneError, printable
 from pyrune.linux import set_comm
 from pyrune.monitor.monitor import FAILED_STATUS, Monitor
 from pyrune.monitor.order import MonitorOrder, report_error, report_ready
@@ -32,6 +32,10 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     """Serve one container; does not return."""
     set_comm("pyrune-monitor")
+    # The caller's may be anything; what this process and its children make is its owner's alone.
+    os.umask(0o077)
+    # It comes when the terminal's other end is closed. Unlike being ignored, a handler is not passed on to children.
+    signal.signal(signal.SIGHUP, lambda *_: None)
     order = MonitorOrder.from_memory_file(int(sys.argv[1]))
     for fd in order.descriptors():
         os.set_inheritable(fd, False)
@@ -41,9 +45,10 @@ def main() -> None:
     except PyruneError as exc:
         logger.error("%s", exc)
         _try_to_report(order, str(exc))
-    except Exception:
+    except Exception as exc:
         logger.exception("the monitor failed")
-        _try_to_report(order, "the container's monitor failed, see its log")
+        # The log goes with the container if nobody has heard of it yet.
+        _try_to_report(order, printable(f"the container's monitor failed: {type(exc).__name__}: {exc}"))
     # A thread may still be writing to a standard output that nobody reads: it must not keep the process alive.
     logging.shutdown()
     os._exit(status)
@@ -66,7 +71,6 @@ def _serve(order: MonitorOrder) -> int:
     output_fd = stdout_fd if order.console_socket_fd is None else _open_terminal(order.console_socket_fd, reactor)
     monitor = Monitor(directory, reactor, output_fd, leave)
     reactor.catch_signals([signal.SIGTERM, signal.SIGINT, signal.SIGQUIT], monitor.end_by_signal)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     monitor.announce()
     spec = EnclaveSpec(
         image_fd=order.image_fd,
