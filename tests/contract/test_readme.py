@@ -58,6 +58,7 @@ RUN_HERE = {
     "run": "run --bundle bundle hello-nitro-enclave-container",
     "steps": "pyrune start mine",
     "images": "pyrune eif describe",
+    "machine": "pyrune --backend local check",
     "failure": "run --keep",
 }
 OPTIONS_ELSEWHERE = {"--remove": "scripts/install", "--prefix": "scripts/install"}
@@ -174,6 +175,10 @@ def test_the_bundle_lives_step_by_step(reader: Reader, sleeping_image: Path) -> 
     assert "pyrune.monitor" in output
 
 
+def test_a_machine_is_looked_over(reader: Reader, printing_image: Path) -> None:
+    assert "the back end local can run enclaves here" in reader.types(_block("machine"))
+
+
 def test_what_a_failure_leaves_is_where_it_is_said(reader: Reader, printing_image: Path) -> None:
     output = reader.types(_block("bundle"), _block("failure"), image=printing_image)
     assert "ended with status 0" in output
@@ -256,7 +261,8 @@ def test_the_table_of_arguments_is_the_codes() -> None:
 def test_the_table_of_variables_has_all_that_are_read() -> None:
     named = {name for name, _ in _rows(README, "| environment variable | meaning |")}
     assert {backends.ENVIRONMENT_VARIABLE, runc.ENVIRONMENT_VARIABLE} <= named
-    files = [path for top in ("pyrune", "tests", "scripts", ".ci") for path in (CHECKOUT / top).rglob("*")]
+    files = [path for top in ("pyrune", "scripts", ".ci") for path in (CHECKOUT / top).rglob("*")]
+    files += [CHECKOUT / "tests" / name for name in ("conftest.py", "needs.py")]
     texts = [path.read_bytes() for path in files if path.is_file() and "__pycache__" not in path.parts]
     read = {name.decode() for text in texts for name in re.findall(rb"\bPYRUNE_[A-Z_]+\b", text)}
     assert read - INTERNAL_VARIABLES == named
