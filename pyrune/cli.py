@@ -20,6 +20,7 @@ import click
 
 from pyrune import __version__, config, log
 from pyrune.annotations import EnclaveRequest, enclave_request
+from pyrune.answer import answer
 from pyrune.backend import BackendName
 from pyrune.backends import AUTO, ENVIRONMENT_VARIABLE, choose_backend
 from pyrune.bundle import Bundle
@@ -61,7 +62,7 @@ def default_root() -> Path:
 
 def _print_version(context: click.Context, _parameter: click.Parameter, asked: bool) -> None:
     if asked:
-        click.echo(f"pyrune version {__version__}\nspec: {OCI_VERSION}")
+        answer(f"pyrune version {__version__}", f"spec: {OCI_VERSION}")
         context.exit()
 
 
@@ -149,16 +150,6 @@ def _load(call: Call, path: str) -> tuple[Bundle, EnclaveRequest]:
     request = enclave_request(document.annotations, document.env)
     assert request is not None
     return bundle, request
-
-
-def _print(text: str) -> None:
-    """Write to standard output, to the end, or raise UsageError."""
-    try:
-        click.echo(text, nl=False)
-    except OSError as exc:
-        # What is left in the buffer must not be tried again when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
-        raise UsageError(f"standard output takes no more (error {exc.errno})") from exc
 
 
 def _hand_over(call: Call) -> NoReturn:
@@ -249,11 +240,16 @@ def run(context: click.Context, /, container_id: str, bundle: str, detach: bool,
     context.exit(lifecycle.run(call.store, container_id, loaded, request, chosen, detach=detach, keep=keep))
 
 
-def _create_options(call: Call, options: dict[str, Any]) -> CreateOptions:
+def _chosen_backend(call: Call) -> BackendName:
+    # Not checked where options are read: a wrong $PYRUNE_BACKEND must not keep anybody from cleaning up.
     if call.wanted_backend not in BACKENDS:
         raise UsageError(f'unknown backend "{printable(call.wanted_backend)}"; known are {", ".join(BACKENDS)}')
+    return choose_backend(call.wanted_backend)
+
+
+def _create_options(call: Call, options: dict[str, Any]) -> CreateOptions:
     return CreateOptions(
-        backend=choose_backend(call.wanted_backend),
+        backend=_chosen_backend(call),
         pid_file=options["pid_file"],
         console_socket=options["console_socket"],
         pidfd_socket=options["pidfd_socket"],
@@ -278,7 +274,7 @@ def state(call: Call, container_id: str) -> None:
 
     _leave_to_runc(call, container_id)
     record = lifecycle.state(call.store, container_id)
-    _print(json.dumps(lifecycle.state_document(record), indent=2) + "\n")
+    answer(json.dumps(lifecycle.state_document(record), indent=2))
 
 
 @cli.command(help="Send a signal to a container; SIGTERM unless another is named.")
@@ -333,13 +329,13 @@ def list_(call: Call, output: str, quiet: bool) -> None:
     records = list(call.store.records())
     documents = [{**lifecycle.state_document(record), "owner": _owner(call, record)} for record in records]
     if quiet:
-        _print("".join(f"{record.id}\n" for record in records))
+        answer(*(record.id for record in records))
     elif output == "json":
-        _print(_compact_json(documents))
+        answer(_compact_json(documents))
     else:
         keys = ["id", "pid", "status", "bundle", "created", "owner"]
         rows = [[str(document[key]) for key in keys] for document in documents]
-        _print(_table([[key.upper() for key in keys], *rows]))
+        answer(*_table([[key.upper() for key in keys], *rows]))
 
 
 @cli.command(help="Look this machine over: what is ready to run enclaves, and what is missing. Changes nothing.")
@@ -352,28 +348,28 @@ def check(context: click.Context, /, as_json: bool) -> None:
 
     findings = host.look_over()
     try:
-        chosen = choose_backend(context.obj.wanted_backend)
+        chosen = _chosen_backend(context.obj)
         good = host.can_run(chosen, findings)
         verdict = f"the back end {chosen} {'can run enclaves here' if good else 'cannot run enclaves here'}"
     except BackendError as exc:
         good, verdict = False, str(exc)
     if as_json:
-        _print(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
+        answer(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
-        _print("".join(_finding_lines(findings)) + f"\n{verdict}\n")
+        answer(*_finding_lines(findings), "", verdict)
     context.exit(0 if good else 1)
 
 
 def _finding_lines(findings: Sequence[Finding]) -> Iterator[str]:
     for finding in findings:
-        yield f"{finding.verdict:8} {finding.backend or '':6} {finding.subject}: {finding.text}\n"
+        yield f"{finding.verdict:8} {finding.backend or '':6} {finding.subject}: {finding.text}"
         if finding.remedy:
-            yield f"{'':16}mend it with: {finding.remedy}\n"
+            yield f"{'':16}mend it with: {finding.remedy}"
 
 
 def _compact_json(values: Sequence[object]) -> str:
     """As Go prints it: no spaces, and `null` for an empty list."""
-    return json.dumps(values or None, separators=(",", ":")) + "\n"
+    return json.dumps(values or None, separators=(",", ":"))
 
 
 def _owner(call: Call, record: ContainerRecord) -> str:
@@ -389,11 +385,11 @@ def _owner(call: Call, record: ContainerRecord) -> str:
         return f"#{uid}"
 
 
-def _table(rows: list[list[str]]) -> str:
+def _table(rows: list[list[str]]) -> list[str]:
     """Columns as wide as their widest cell and three spaces, at least 12: as runc's tables look."""
     widths = [max(12, *(len(row[column]) + 3 for row in rows)) for column in range(len(rows[0]))]
     lines = ("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "".join(line.rstrip() + "\n" for line in lines)
+    return [line.rstrip() for line in lines]
 
 
 @cli.command(
@@ -409,19 +405,18 @@ def ps(call: Call, container_id: str, output: str, ps_options: tuple[str, ...]) 
     _leave_to_runc(call, container_id)
     pids = lifecycle.process_ids(call.store, container_id)
     if output == "json":
-        _print(_compact_json(pids))
+        answer(_compact_json(pids))
     else:
-        _print(_process_table(pids, ps_options or ("-ef",)))
+        answer(*_process_table(pids, ps_options or ("-ef",)))
 
 
-def _process_table(pids: list[int], ps_options: Sequence[str]) -> str:
+def _process_table(pids: list[int], ps_options: Sequence[str]) -> list[str]:
     header, *lines = _ps_output(ps_options)
     if "PID" not in header.split():
         raise UsageError("couldn't find PID field in ps output")
     column = header.split().index("PID")
     wanted = {str(pid) for pid in pids}
-    kept = [line for line in lines if line.split()[column : column + 1] and line.split()[column] in wanted]
-    return "".join(f"{line}\n" for line in [header, *kept])
+    return [header, *(line for line in lines if wanted.intersection(line.split()[column : column + 1]))]
 
 
 def _ps_output(ps_options: Sequence[str]) -> list[str]:

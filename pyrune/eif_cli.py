@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import click
 
+from pyrune.answer import answer
+from pyrune.grammar import Group
 
-@click.group(help="Look at enclave images (EIF), and build them.")
+
+@click.group(cls=Group, help="Look at enclave images (EIF), and build them.")
 def eif() -> None:
     """The group; `cli` adds it to the command line."""
 
@@ -26,7 +29,7 @@ def describe(file: str) -> None:
 
     with EifImage.open(file) as image:
         description = describe_image(image)
-    click.echo(pretty_json(description.as_json()))
+    answer(pretty_json(description.as_json()))
 
 
 @eif.command(help="Build an image, and print its measurements as JSON.")
@@ -75,7 +78,7 @@ def build(
         version=image_version,
         custom_metadata=read_custom_metadata(metadata) if metadata else None,
     )
-    click.echo(pretty_json({"Measurements": measurements.as_json()}))
+    answer(pretty_json({"Measurements": measurements.as_json()}))
 
 
 @eif.command(
@@ -92,6 +95,6 @@ def pcr(file: str | None, certificate: str | None) -> None:
     if (file is None) == (certificate is None):
         raise click.UsageError("give either --input or --signing-certificate")
     if file is not None:
-        click.echo(pretty_json({"PCR": pcr_of_file(file)}))
+        answer(pretty_json({"PCR": pcr_of_file(file)}))
     elif certificate is not None:
-        click.echo(pretty_json({"PCR8": pcr8_of_certificate_file(certificate)}))
+        answer(pretty_json({"PCR8": pcr8_of_certificate_file(certificate)}))

@@ -39,11 +39,12 @@ LAYERS: dict[str, set[str]] = {
         *("annotations", "backend", "bundle", "document", "eif", "enclave_type", "errors", "linux", "log"),
         *("monitor", "process", "state", "terminal"),
     },
-    "eif_cli": {"eif", "errors"},
     "grammar": {"errors"},
+    "answer": {"errors"},
+    "eif_cli": {"answer", "eif", "errors", "grammar"},
     "cli": {
-        *("annotations", "backend", "backends", "bundle", "config", "document", "eif_cli", "enclave_type", "errors"),
-        *("grammar", "host", "lifecycle", "linux", "log", "process", "runc", "spec", "state"),
+        *("annotations", "answer", "backend", "backends", "bundle", "config", "document", "eif_cli", "enclave_type"),
+        *("errors", "grammar", "host", "lifecycle", "linux", "log", "process", "runc", "spec", "state"),
     },
     "__main__": {"cli"},
 }
