@@ -17,9 +17,14 @@ was observed; a comment beside each says where it departs from them, and it depa
     memory       regions, page by page, and what an enclave finds in them
     driver       the five ioctls
     vsock        addresses of AF_VSOCK on sockets of AF_UNIX
-    life         what an enclave does once started
-    supervisor   takes the calls in, and speaks on the control socket
-    launch       what becomes the program under the filter
+    image        looking for the enclave image in that memory
+    life         what an enclave does once started, pretending to run its image
+    local_life   or really running it, in a local virtual machine
+    calls        what each intercepted call comes to
+    control      the control socket
+    supervisor   the process that all this is in
+    launch       what becomes a program under the filter
+    machine      all of it as a test uses it, with fixtures for pytest
 
 What it shows that a mock would not: real system calls from any number of processes; real huge pages, whose frame
 numbers are taken when a region is registered and compared when the enclave starts, so that a fork that moved them

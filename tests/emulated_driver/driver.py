@@ -76,6 +76,9 @@ class Life(Protocol):
     def end(self) -> None:
         """Stop, because nobody holds the enclave any more."""
 
+    def exit(self, reason: str) -> None:
+        """Have it exit, for a reason that goes into the log."""
+
 
 @dataclass(slots=True)
 class Enclave:

@@ -136,7 +136,7 @@ class PretendedLife:
     def beat(self) -> bool:
         """Another heartbeat, which AWS's init never sends. Whether it was answered."""
         peer = self._connect()
-        return peer is not None and self._exchange(peer)
+        return peer is not None and exchange_heartbeat(peer)
 
     def _run(self, good: bool, peer: socket.socket | None) -> None:
         if good:
@@ -159,27 +159,32 @@ class PretendedLife:
             if self._over.wait(self._behaviour.heartbeat_delay_s):
                 return
             peer = self._connect()
-        answered = peer is not None and self._exchange(peer)
+        answered = peer is not None and exchange_heartbeat(peer)
         if not self._over.is_set():
             self._log.event("heartbeat", enclave=self._enclave.number, cid=self._enclave.cid, answered=answered)
         if not answered:
             self.exit("heartbeat refused")
 
     def _connect(self) -> socket.socket | None:
-        """A connection to the parent with the beat under way; None where nobody takes it."""
-        try:
-            peer = self._space.connect(self._enclave.cid, Address(PARENT_CID, HEARTBEAT_PORT), _CONNECT_TIMEOUT_S)
-            peer.sendall(bytes([self._behaviour.heartbeat_byte]))
-        except OSError:
-            return None
-        return peer
+        return connect_heartbeat(self._space, self._enclave.cid, self._behaviour.heartbeat_byte)
 
-    def _exchange(self, peer: socket.socket) -> bool:
-        """Wait for the answer, as long as it takes."""
-        with peer, contextlib.suppress(OSError):
-            peer.settimeout(None)
-            return peer.recv(1) == b"\xb7"
-        return False
+
+def connect_heartbeat(space: VsockSpace, cid: int, beat: int) -> socket.socket | None:
+    """A connection to the parent with the beat under way; None where nobody takes it."""
+    try:
+        peer = space.connect(cid, Address(PARENT_CID, HEARTBEAT_PORT), _CONNECT_TIMEOUT_S)
+        peer.sendall(bytes([beat]))
+    except OSError:
+        return None
+    return peer
+
+
+def exchange_heartbeat(peer: socket.socket) -> bool:
+    """Wait for the answer, as long as it takes; whether it is the right one. Closes the connection."""
+    with peer, contextlib.suppress(OSError):
+        peer.settimeout(None)
+        return peer.recv(1) == b"\xb7"
+    return False
 
 
 def log_finding(log: Journal, enclave: Enclave, finding: Finding) -> None:

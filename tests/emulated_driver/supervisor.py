@@ -19,8 +19,9 @@ from tests.emulated_driver.files import Files
 from tests.emulated_driver.filter import filter_program
 from tests.emulated_driver.journal import Journal, error_name
 from tests.emulated_driver.life import PretendedLife
+from tests.emulated_driver.local_life import LocalLife, MachineRoom
 from tests.emulated_driver.notification import CallerGone, Notification
-from tests.emulated_driver.scenario import Scenario, fault_from
+from tests.emulated_driver.scenario import Boot, Scenario, fault_from
 from tests.emulated_driver.vsock import PARENT_CID, Address, VsockSpace
 
 # So many calls are answered before the loop looks at anything else.
@@ -39,6 +40,7 @@ class Supervisor:
         self._reactor = Reactor()
         self._journal = Journal(log_path)
         self._space = VsockSpace(f"{os.getpid()}-{os.urandom(4).hex()}")
+        self._room = MachineRoom()
         self._faults = Faults(scenario.faults)
         self._driver = Driver(scenario, self._journal, self._make_life)
         self._files = Files(Path(self._place.name), scenario, self._driver.pool)
@@ -54,6 +56,7 @@ class Supervisor:
             for enclave in self._driver.enclaves():
                 if enclave.life is not None:
                     enclave.life.end()
+            self._room.close()
             self._place.cleanup()
 
     def stop(self) -> None:
@@ -62,6 +65,8 @@ class Supervisor:
     def _make_life(self, enclave: Enclave) -> Life:
         behaviour = self._scenario.behaviour(self._starts)
         self._starts += 1
+        if behaviour.boot is Boot.LOCAL:
+            return LocalLife(self._driver, enclave, self._scenario, self._space, self._journal, self._room)
         return PretendedLife(self._driver, enclave, self._scenario, behaviour, self._space, self._journal)
 
     # --- filters ---------------------------------------------------------------------------------------------------
@@ -105,9 +110,9 @@ class Supervisor:
             case "exit":
                 self._life(request).exit(str(request.get("reason", "told to")))
             case "print":
-                self._life(request).print(str(request["text"]))
+                self._pretended(request).print(str(request["text"]))
             case "beat":
-                return {"answered": self._life(request).beat()}
+                return {"answered": self._pretended(request).beat()}
             case "connect":
                 return self._connect(request)
             case "fault":
@@ -144,12 +149,18 @@ class Supervisor:
             "filters": len(self._listeners),
         }
 
-    def _life(self, request: Mapping[str, object]) -> PretendedLife:
+    def _life(self, request: Mapping[str, object]) -> Life:
         number = request.get("enclave")
         for enclave in self._driver.enclaves():
-            if enclave.number == number and isinstance(enclave.life, PretendedLife):
+            if enclave.number == number and enclave.life is not None:
                 return enclave.life
         raise ValueError(f"no enclave {number} runs")
+
+    def _pretended(self, request: Mapping[str, object]) -> PretendedLife:
+        life = self._life(request)
+        if not isinstance(life, PretendedLife):
+            raise ValueError("that enclave really runs")
+        return life
 
     def _connect(self, request: Mapping[str, object]) -> Reply:
         cid, port, data = int(str(request["cid"])), int(str(request["port"])), bytes.fromhex(str(request["data"]))

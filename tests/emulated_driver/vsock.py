@@ -22,6 +22,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.emulated_driver.filter import SO_DOMAIN, SO_ERROR
@@ -37,6 +38,8 @@ _LAST_PRIVILEGED_PORT: Final = 1023
 _SOCK_TYPE_MASK: Final = 0xF
 _SOL_SOCKET: Final = 1
 _LOOK_MS: Final = 50
+# The default of SO_VM_SOCKETS_CONNECT_TIMEOUT.
+_MACHINE_TIMEOUT_S: Final = 2.0
 
 
 class Address(NamedTuple):
@@ -64,6 +67,7 @@ class VsockSpace:
         self._sockets: dict[FileIdentity, _Socket] = {}
         self._lock = threading.Lock()
         self._next_port = _FIRST_EPHEMERAL_PORT
+        self._machines: dict[int, Path] = {}
 
     # --- the supervisor's own ends ---------------------------------------------------------------------------------
 
@@ -88,6 +92,13 @@ class VsockSpace:
             sock.close()
             raise
         return sock
+
+    def add_machine(self, cid: int, path: Path) -> None:
+        """The ports of this CID are a virtual machine's, whose device listens at `path` in Firecracker's way."""
+        self._machines[cid] = path
+
+    def remove_machine(self, cid: int) -> None:
+        self._machines.pop(cid, None)
 
     # --- the callers' calls ----------------------------------------------------------------------------------------
 
@@ -164,11 +175,13 @@ class VsockSpace:
         """Connect to whoever is there; 0 or an errno."""
         try:
             # The parent does not reach itself: that takes a loopback module.
+            if target.cid in self._machines:
+                return _reach_machine(fd, self._machines[target.cid], target.port)
             if target.cid != PARENT_CID:
                 with _as_socket(fd) as sock:
                     sock.connect(self.unix_address(target))
                 return 0
-        except (ConnectionRefusedError, FileNotFoundError):
+        except (ConnectionRefusedError, FileNotFoundError, BrokenPipeError):
             pass
         return errno.ECONNRESET
 
@@ -222,6 +235,21 @@ class VsockSpace:
         with self._lock:
             self._next_port += 1
             return self._next_port
+
+
+def _reach_machine(fd: int, path: Path, port: int) -> int:
+    """Connect and say which port; what follows the answer is the guest's. 0 or an errno."""
+    with _as_socket(fd) as sock:
+        sock.connect(str(path))
+        sock.sendall(b"CONNECT %d\n" % port)
+        answer = b""
+        while not answer.endswith(b"\n"):
+            if not select.select([fd], [], [], _MACHINE_TIMEOUT_S)[0]:
+                return errno.ETIMEDOUT
+            if not (byte := os.read(fd, 1)):
+                return errno.ECONNRESET
+            answer += byte
+    return 0
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ def main() -> None:
     print(json.dumps(program(*arguments)))
 
 
-# --- what they are made of ----------------------------------------------------------------------------------------
+# --- what they are made of -----------------------------------------------------------------------------------
 
 
 def attempt(call: Callable[[], object]) -> int:
@@ -145,7 +145,7 @@ def heartbeat_listener() -> socket.socket:
     return listener
 
 
-# --- creating -----------------------------------------------------------------------------------------------------
+# --- creating ------------------------------------------------------------------------------------------------
 
 
 def describe_new_enclave() -> object:
@@ -198,7 +198,7 @@ def open_device() -> object:
     return attempt(lambda: os.close(os.open(DEVICE, os.O_RDONLY)))
 
 
-# --- vCPUs --------------------------------------------------------------------------------------------------------
+# --- vCPUs ---------------------------------------------------------------------------------------------------
 
 
 def choose_vcpus(count: int) -> object:
@@ -244,7 +244,7 @@ def take_core_given_back() -> object:
     return outcomes
 
 
-# --- which process ------------------------------------------------------------------------------------------------
+# --- which process -------------------------------------------------------------------------------------------
 
 
 def work_from_thread() -> object:
@@ -307,7 +307,7 @@ def start_from_child() -> object:
     return [in_child(lambda: attempt(enclave.start)), attempt(enclave.start)]
 
 
-# --- memory -------------------------------------------------------------------------------------------------------
+# --- memory --------------------------------------------------------------------------------------------------
 
 
 def refuse_sizes_and_addresses() -> object:
@@ -429,7 +429,7 @@ def write_after_fork(flags: int, image_hex: str) -> object:
     return None
 
 
-# --- starting -----------------------------------------------------------------------------------------------------
+# --- starting ------------------------------------------------------------------------------------------------
 
 
 def order_of_checks() -> object:
@@ -501,7 +501,7 @@ def load_info() -> object:
     return [enclave.load_info(), *(attempt(lambda flags=flags: enclave.load_info(flags)) for flags in (0, 2, 3))]  # type: ignore[misc]
 
 
-# --- exit and close -----------------------------------------------------------------------------------------------
+# --- exit and close ------------------------------------------------------------------------------------------
 
 
 def poll_an_exit() -> object:
@@ -555,7 +555,7 @@ def leave_to_child() -> object:
     return os.getpid()
 
 
-# --- vsock --------------------------------------------------------------------------------------------------------
+# --- vsock ---------------------------------------------------------------------------------------------------
 
 
 def take_heartbeat() -> object:
@@ -724,7 +724,7 @@ def hand_over_listener() -> object:
     return [listener.getsockname(), answer_heartbeat(listener)[0] == cid]
 
 
-# --- faults -------------------------------------------------------------------------------------------------------
+# --- faults --------------------------------------------------------------------------------------------------
 
 
 def add_vcpu_under_signals() -> object:
@@ -751,7 +751,7 @@ def create_when_table_is_full() -> object:
         return attempt(lambda: fcntl.ioctl(device, CREATE_VM, bytearray(8)))
 
 
-# --- files --------------------------------------------------------------------------------------------------------
+# --- files ---------------------------------------------------------------------------------------------------
 
 
 def read_files(*paths: str) -> object:
@@ -818,3 +818,66 @@ def open_many(count: int) -> object:
     for _ in range(count):
         os.close(os.open("/etc/passwd", os.O_RDONLY))
     return time.monotonic() - begin
+
+
+# --- an image that boots ------------------------------------------------------------------------------------------
+
+
+def _load(path: str, size: int) -> Enclave:
+    """An enclave with an image in its only region, ready to start."""
+    enclave = Enclave()
+    enclave.add_core()
+    offset = enclave.load_info()
+    memory = huge_map(size)
+    with open(path, "rb") as file:
+        image = file.read()
+    memory[offset : offset + len(image)] = image
+    enclave.add_map(memory)
+    return enclave
+
+
+def _read_lines(console: socket.socket, last: str) -> list[str]:
+    """Lines up to that one, or to the end."""
+    lines = []
+    with console.makefile("r", errors="replace") as text:
+        for line in text:
+            lines.append(line.strip())
+            if line.strip() == last:
+                break
+    return lines
+
+
+def live_to_the_end(path: str, size: int) -> object:
+    """Boots an image in debug mode, answers its heartbeat, reads its console until it hangs up."""
+    listener = heartbeat_listener()
+    enclave = _load(path, size)
+    cid = enclave.start(flags=1)
+    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as console:
+        console.connect((0, 10000 + cid))
+        peer_cid, _ = answer_heartbeat(listener)
+        lines = _read_lines(console, "")
+    return {"lines": lines, "beat": peer_cid == cid, "poll": enclave.poll(10)}
+
+
+def echo_with(path: str, size: int, port: int) -> object:
+    """Boots an image that echoes what comes to a port, and uses it; also a port where nobody is."""
+    listener = heartbeat_listener()
+    enclave = _load(path, size)
+    cid = enclave.start(flags=1)
+    console = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    console.connect((0, 10000 + cid))
+    answer_heartbeat(listener)
+    _read_lines(console, "ready")
+    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as sock:
+        sock.settimeout(10)
+        sock.connect((cid, port))
+        sock.sendall(b"there and back")
+        back = sock.recv(100).decode()
+    return [back, connect_and_wait(cid, port + 1)]
+
+
+def boot_without_listener(path: str, size: int) -> object:
+    """Boots an image whose heartbeat nobody takes."""
+    enclave = _load(path, size)
+    enclave.start()
+    return enclave.poll(40)
