@@ -98,7 +98,7 @@ class _Verbs(Group):
     help=f"What runs enclaves: Nitro hardware, or a local virtual machine, which protects nothing. "
     f"Also ${ENVIRONMENT_VARIABLE}.",
 )
-@click.option("--systemd-cgroup", is_flag=True, expose_value=False, help="Name cgroups as systemd does.")
+@click.option("--systemd-cgroup", is_flag=True, expose_value=False, help="Accepted; has no effect on enclaves.")
 @click.option("--rootless", default="auto", metavar="true|false|auto", expose_value=False,
               help="Accepted; the caller's rights decide.")  # fmt: skip
 @click.option("-v", "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version,

@@ -176,7 +176,11 @@ class ContainerStore:
         self.root = root
 
     def open(self, container_id: str) -> ContainerDirectory:
-        """Raises InvalidContainerId or ContainerNotFound. A directory without our record is not a container of ours."""
+        """Raises InvalidContainerId or ContainerNotFound.
+
+        A directory without our record is not a container of ours, nor is one that another user made or could write to:
+        a record there may name any process to be killed.
+        """
         check_id(container_id)
         path = self.root / container_id
         with _translated(path, "cannot be opened"), contextlib.ExitStack() as undo:
@@ -184,6 +188,7 @@ class ContainerStore:
                 fd = os.open(path, _DIRECTORY | os.O_NOFOLLOW)
                 undo.callback(os.close, fd)
                 os.stat(RECORD_NAME, dir_fd=fd)
+                _require_ours(fd, container_id)
             except OSError as exc:
                 if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                     raise ContainerNotFound(container_id) from exc
@@ -319,6 +324,12 @@ def _warn(problem: StateDirectoryError) -> None:
     import logging
 
     logging.getLogger(__name__).warning("%s", problem)
+
+
+def _require_ours(fd: int, container_id: str) -> None:
+    status = os.fstat(fd)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise ContainerNotFound(container_id)
 
 
 def _remove_if_abandoned(path: Path) -> None:

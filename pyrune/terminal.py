@@ -44,7 +44,8 @@ def open_console(console_socket: socket.socket, rows: int = 0, columns: int = 0)
 
     The caller must lead a session without a terminal: the slave becomes its controlling terminal, so that the keys for
     interrupt and quit raise signals. It ends lines as terminals want it (ONLCR), because a guest's console may not, and
-    whoever holds the master has a raw terminal. What is typed has no reader that would want it echoed. The caller should not die of SIGHUP, which comes when the master is closed.
+    whoever holds the master has a raw terminal. What is typed has no reader that would want it echoed. The caller
+    should not die of SIGHUP, which comes when the master is closed.
 
     Raises UsageError.
     """

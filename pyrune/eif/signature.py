@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
 
+    from pyrune.eif.format import Section
+    from pyrune.eif.reader import EifImage
+
 _ALGORITHM: Final = 1  # the key of the algorithm in a COSE header, RFC 9052 section 3.1
 
 # COSE algorithm (RFC 9053 section 2.1) by the curve's name: its number and the bytes of each half of a signature.
@@ -141,6 +144,13 @@ def check_signature(section: SignatureSection, pcr0: str, now: datetime | None =
             pcr0_matches=_signed_pcr0(section.payload) == pcr0,
             within_dates=certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc,
         )
+
+
+def require_signed(image: EifImage, section: Section, data: bytes, pcr0: str) -> None:
+    """Raise EifError unless `data`, read from the signature section of `image`, signs an image with this PCR0."""
+    report = check_signature(parse_signature(data), pcr0)
+    if report.problem:
+        raise image.error(f"its signature does not hold: {report.problem}", section.offset)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pyrune.eif.files import CHUNK_BYTES
 from pyrune.eif.format import Architecture, SectionType
 from pyrune.eif.measure import Measurements, Measurer
 from pyrune.eif.reader import EifImage
+from pyrune.eif.signature import require_signed
 from pyrune.errors import BackendError
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
@@ -39,7 +40,11 @@ class BootFiles:
 
 
 def take_apart(image: EifImage) -> BootFiles:
-    """Copy and measure. Raises EifError for an image that is damaged, BackendError when memory is short."""
+    """Copy and measure.
+
+    Raises EifError for an image that is damaged or bears a signature that does not hold, BackendError when memory is
+    short.
+    """
     with ExitStack() as undo:
         kernel_fd = _memory_file("pyrune-kernel", undo)
         initrd_fd = _memory_file("pyrune-initrd", undo)
@@ -55,6 +60,8 @@ def take_apart(image: EifImage) -> BootFiles:
         if measurements.crc32 != image.header.crc32:
             found = f"{measurements.crc32:#010x}, its header says {image.header.crc32:#010x}"
             raise image.error(f"it is damaged: its checksum is {found}")
+        if image.signature is not None:
+            require_signed(image, image.signature, image.read(image.signature), measurements.pcr0)
         files = BootFiles(
             architecture=image.header.arch,
             kernel_fd=kernel_fd,

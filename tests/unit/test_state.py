@@ -54,6 +54,21 @@ def no_descriptor_is_lost() -> Iterator[None]:
     assert open_descriptors() == before
 
 
+def test_what_others_planted_or_could_write_to_is_no_container(store: ContainerStore) -> None:
+    """A record may name a process to be killed: it counts only if nobody else can have written it."""
+    with store.create(new_record()) as made:
+        os.chmod(made.path, 0o777)
+        with pytest.raises(ContainerNotFound):
+            store.open("c1")
+        os.chmod(made.path, 0o700)
+        store.open("c1").close()
+        if os.geteuid() == 0:
+            os.chown(made.path, 65534, 65534)
+            with pytest.raises(ContainerNotFound):
+                store.open("c1")
+        assert list(store.records()) == [] or os.geteuid() != 0
+
+
 # Ids
 
 
