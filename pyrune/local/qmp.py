@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,18 +33,19 @@ class QmpClient:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._received = b""
+        self._messages: deque[dict[str, object]] = deque()
         self._reactor: Reactor | None = None
         self._on_event: Callable[[QmpEvent], None] | None = None
 
     def handshake(self, timeout_s: float) -> None:
-        """Leave the negotiation mode. Raises BackendError when QEMU ends or does not answer in time."""
+        """Leave the negotiation mode. Raises BackendError when QEMU ends, makes no sense or does not answer in time."""
         deadline = time.monotonic() + timeout_s
         self._read_until("QMP", deadline)
         self.send("qmp_capabilities")
         self._read_until("return", deadline)
 
     def attach(self, reactor: Reactor, on_event: Callable[[QmpEvent], None]) -> None:
-        """From now on call back for each event. The end of the connection is no event: watch the process."""
+        """From now on call back for each event until `close`. The connection's end is no event: watch the process."""
         self._reactor = reactor
         self._on_event = on_event
         self._sock.setblocking(False)
@@ -53,7 +55,7 @@ class QmpClient:
         """Give a command that takes no arguments. A connection that QEMU has closed is no error here."""
         try:
             self._sock.sendall(json.dumps({"execute": command}).encode() + b"\n")
-        except (BrokenPipeError, ConnectionResetError, BlockingIOError):
+        except OSError:
             return
 
     def catch_up(self) -> None:
@@ -64,48 +66,66 @@ class QmpClient:
     def close(self) -> None:
         if self._reactor is not None and self._sock.fileno() >= 0:
             self._reactor.unwatch(self._sock.fileno())
+        self._on_event = None
         self._sock.close()
 
     def _read_until(self, key: str, deadline: float) -> None:
         while True:
-            for message in self._take_messages():
+            while self._messages:
+                message = self._messages.popleft()
                 if key in message:
                     return
                 if "error" in message:
                     raise BackendError("qemu refused the control connection")
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                raise BackendError("qemu did not answer on its control connection in time")
-            self._sock.settimeout(remaining)
-            try:
-                chunk = self._sock.recv(65536)
-            except TimeoutError:
-                continue
-            except ConnectionResetError:
-                chunk = b""
-            if not chunk:
-                raise BackendError("qemu ended before it was ready")
-            self._received += chunk
+            self._read_before(deadline)
+
+    def _read_before(self, deadline: float) -> None:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise BackendError("qemu did not answer on its control connection in time")
+        self._sock.settimeout(remaining)
+        try:
+            chunk = self._sock.recv(65536)
+        except TimeoutError:
+            return
+        except OSError:
+            chunk = b""
+        if not chunk:
+            raise BackendError("qemu ended before it was ready")
+        try:
+            self._take(chunk)
+        except ValueError as exc:
+            raise BackendError("qemu's control connection makes no sense") from exc
 
     def _receive(self) -> None:
         try:
             chunk = self._sock.recv(65536)
+            self._take(chunk)
         except BlockingIOError:
             return
-        except ConnectionResetError:
+        except (OSError, ValueError):
+            # Without the connection its process still tells how QEMU ended.
             chunk = b""
-        if not chunk or len(self._received) > _LINE_LIMIT_BYTES:
+        if not chunk:
             self.close()
-            return
-        self._received += chunk
-        for message in self._take_messages():
-            if self._on_event is not None and isinstance(name := message.get("event"), str):
+        # A callback may close this: what has arrived with its event is then nobody's.
+        while self._messages and self._on_event is not None:
+            message = self._messages.popleft()
+            if isinstance(name := message.get("event"), str):
                 self._on_event(QmpEvent(name, _reason_of(message)))
 
-    def _take_messages(self) -> list[dict[str, object]]:
-        *lines, self._received = self._received.split(b"\n")
-        messages = [json.loads(line) for line in lines if line.strip()]
-        return [message for message in messages if isinstance(message, dict)]
+    def _take(self, chunk: bytes) -> None:
+        """Raises ValueError for what is no line of JSON."""
+        *lines, self._received = (self._received + chunk).split(b"\n")
+        if len(self._received) > _LINE_LIMIT_BYTES:
+            raise ValueError("the line has no end")
+        for line in filter(bytes.strip, lines):
+            try:
+                message = json.loads(line)
+            except RecursionError as exc:
+                raise ValueError("the line has no bottom") from exc
+            if isinstance(message, dict):
+                self._messages.append(message)
 
 
 def _reason_of(message: dict[str, object]) -> str:

@@ -78,6 +78,7 @@ class HeartbeatServer:
     def _accept(self) -> None:
         try:
             peer, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
+        except OSError:
+            # It has gone again, or there is no descriptor left for it: others may come.
             return
         self._answerer.add(peer)
