@@ -11,6 +11,7 @@ was observed; a comment beside each says where it departs from them, and it depa
     notification one intercepted call, and the ways to answer it
     task         the process that made it: its memory and its descriptors
     journal      one JSON line for each call answered and each thing that happened
+    freezer      tasks that not even SIGKILL ends
     faults       errors, delays and halts, at the call, at the device behind it, or before its return
     files        paths that are not there: the device, its module's parameters, the CPUs
     cpu_pool     the pool and its cores
@@ -36,7 +37,8 @@ What it cannot show:
   the kernel may move them.
 - 265, too many regions: the number that a device allows is not known here. It can be injected.
 - 1 GiB pages and a second NUMA node, where the machine has none. A pool on a node that it has not refuses all memory.
-- A call that waits for the device cannot be interrupted on Nitro, not even by SIGKILL. Here SIGKILL ends it at once.
+- A call that waits for the device cannot be interrupted on Nitro, not even by SIGKILL. Here SIGKILL ends it at once,
+  unless a fault says that it be uninterruptible, which takes a freezer of cgroup version 1.
 - The close of an enclave takes its time on Nitro; here it returns at once, and what is freed is free for the next call.
 - What the hypervisor answers where the driver only passes it on: taken slots, taken CIDs, connections to nobody.
 - fstat(2) of the open device says major 1, stat(2) of its path says 10.

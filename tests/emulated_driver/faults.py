@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import Counter
 
+from tests.emulated_driver.freezer import frozen
 from tests.emulated_driver.journal import error_number
 from tests.emulated_driver.notification import Notification
 from tests.emulated_driver.scenario import Fault, Point
@@ -48,7 +50,9 @@ class Faults:
             if fault.delay_s:
                 _sleep(fault.delay_s, note)
             if fault.hold:
-                self._hold(call, note)
+                with frozen(note.task) if fault.uninterruptible else contextlib.nullcontext():
+                    self._hold(call, note, give_up=not fault.uninterruptible)
+                note.require_waiting()
             if fault.error != "":
                 raise OSError(error_number(fault.error), f"{call}: told to fail")
 
@@ -63,13 +67,15 @@ class Faults:
             self._generation += 1
             self._released.notify_all()
 
-    def _hold(self, call: str, note: Notification) -> None:
+    def _hold(self, call: str, note: Notification, *, give_up: bool) -> None:
+        """Wait for `release`; `give_up` on a caller that is killed."""
         with self._lock:
             generation = self._generation
             self._held[note.id] = (call, note.task)
             try:
                 while self._generation == generation:
-                    note.require_waiting()
+                    if give_up:
+                        note.require_waiting()
                     self._released.wait(_LOOK_S)
             finally:
                 del self._held[note.id]

@@ -24,7 +24,9 @@ from tests.emulated_driver.scenario import Scenario
 
 CHECKOUT: Final = Path(__file__).parents[2]
 TIMEOUT_S: Final = 50.0
-_HUGE_PAGES: Final = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+HUGE: Final = 2 << 20
+GIGANTIC: Final = 1 << 30
+_POOLS: Final = Path("/sys/kernel/mm/hugepages")
 
 Entry = dict[str, object]
 _Found = TypeVar("_Found")
@@ -43,28 +45,32 @@ class EnclaveView:
     memory_bytes: int
 
 
-def free_huge_pages() -> int:
-    """Of 2 MiB, on all nodes together, that are neither used nor promised."""
+def free_huge_pages(size: int = HUGE) -> int:
+    """How many huge pages of a size, on all nodes together, are neither used nor promised."""
     # What is promised can be below zero for a moment, which the file shows as a number of 64 bits.
-    reserved = int((_HUGE_PAGES / "resv_hugepages").read_text())
-    return int((_HUGE_PAGES / "free_hugepages").read_text()) - (reserved - (1 << 64) if reserved >> 63 else reserved)
+    reserved = _pages(size, "resv_hugepages")
+    return _pages(size, "free_hugepages") - (reserved - (1 << 64) if reserved >> 63 else reserved)
+
+
+def _pages(size: int, name: str) -> int:
+    return int((_POOLS / f"hugepages-{size >> 10}kB" / name).read_text())
 
 
 @contextlib.contextmanager
-def huge_pages(count: int) -> Iterator[int]:
-    """At least `count` free huge pages of 2 MiB while it lasts; yields how many there are, which may be fewer.
+def huge_pages(count: int, gigantic: int = 0) -> Iterator[None]:
+    """At least `count` free huge pages of 2 MiB and `gigantic` of 1 GiB while it lasts, if the machine can have them.
 
-    The pool is the whole machine's: who else asks for it this way waits.
+    The pools are the whole machine's: who else asks for pages this way waits.
     """
-    number = _HUGE_PAGES / "nr_hugepages"
-    with open(Path(tempfile.gettempdir()) / "pyrune-huge-pages.lock", "w") as lock:
+    with open(Path(tempfile.gettempdir()) / "pyrune-huge-pages.lock", "w") as lock, contextlib.ExitStack() as undo:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        before = number.read_text()
-        number.write_text(str(int(before) + max(0, count - free_huge_pages())))
-        try:
-            yield free_huge_pages()
-        finally:
-            number.write_text(before)
+        for size, wanted in ((GIGANTIC, gigantic), (HUGE, count)):
+            if wanted:
+                number = _POOLS / f"hugepages-{size >> 10}kB" / "nr_hugepages"
+                before = number.read_text()
+                undo.callback(number.write_text, before)
+                number.write_text(str(int(before) + max(0, wanted - free_huge_pages(size))))
+        yield
 
 
 @dataclass(slots=True)
@@ -73,8 +79,8 @@ class NitroMachine:
 
     directory: Path
     scenario: Scenario
-    # None where the test has asked for none: then others may change their number.
-    huge_pages_before: int | None
+    # By size; empty where the test has asked for none: then others may change their number.
+    huge_pages_before: Mapping[int, int]
     _supervisor: subprocess.Popen[bytes] | None = None
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _before: frozenset[int] = frozenset()
@@ -214,9 +220,9 @@ class NitroMachine:
         free = self.control("state")["free_cpus"]
         if free != parse_cpu_list(self.scenario.pool):
             found.append(f"only the CPUs {free} are free")
-        pages = free_huge_pages()
-        if self.huge_pages_before not in (None, pages):
-            found.append(f"{pages} huge pages are free, not {self.huge_pages_before}")
+        for size, before in self.huge_pages_before.items():
+            if (pages := free_huge_pages(size)) != before:
+                found.append(f"{pages} huge pages of {size >> 20} MiB are free, not {before}")
         return found
 
     def close(self) -> None:

@@ -63,7 +63,8 @@ class Fault:
     """Strikes the `nth` call of this name (0: every one, counted from 1 over the whole machine) at the point `at`.
 
     First it waits `delay_s`, then, if `hold`, for the control command `release`, then fails with `error`, a name or a
-    number, unless that is empty.
+    number, unless that is empty. An `uninterruptible` hold survives SIGKILL, as a call that waits for the device does:
+    the caller dies of it only when it is released (where freezer.py can do that).
     """
 
     call: str
@@ -72,6 +73,7 @@ class Fault:
     error: str | int = ""
     delay_s: float = 0.0
     hold: bool = False
+    uninterruptible: bool = False
 
     def __post_init__(self) -> None:
         if self.error != "":

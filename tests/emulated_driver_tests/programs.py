@@ -31,6 +31,7 @@ MIB = 1 << 20
 HUGE = 2 * MIB
 MAP_HUGETLB = 0x40000
 MAP_NORESERVE = 0x4000
+MAP_HUGE_1GB = 30 << 26
 ENOUGH = 64 * MIB
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -387,6 +388,30 @@ def register_without_pages() -> object:
     reserved = attempt(lambda: huge_map(size))
     unreserved = huge_map(size, mmap.MAP_PRIVATE | MAP_NORESERVE)
     return [reserved, attempt(lambda: enclave.add_map(unreserved))]
+
+
+def register_parts_of_gigantic_page() -> object:
+    """2 MiB inside a page of 1 GiB, and its first 2 MiB."""
+    enclave = Enclave()
+    memory = huge_map(1 << 30, mmap.MAP_PRIVATE | MAP_HUGE_1GB)
+    address = address_of(memory)
+    inside = attempt(lambda: enclave.add_memory(address + HUGE, HUGE))
+    return [inside, attempt(lambda: enclave.add_memory(address, HUGE))]
+
+
+def place_image_beside_gigantic_page(path: str) -> object:
+    """An image that begins in pages of 2 MiB, ends in one of 1 GiB."""
+    enclave = Enclave()
+    enclave.add_core()
+    with open(path, "rb") as file:
+        image = file.read()
+    small, large = huge_map(6 * HUGE), huge_map(1 << 30, mmap.MAP_PRIVATE | MAP_HUGE_1GB)
+    room = len(small) - enclave.load_info()
+    small[len(small) - room :] = image[:room]
+    large[: len(image) - room] = image[room:]
+    enclave.add_map(small)
+    enclave.add_map(large)
+    return enclave.start()
 
 
 def place_image(path: str, *sizes_mib: int) -> object:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import errno
+import signal
+import subprocess
 
 import pytest
 
 from tests.emulated_driver.fixtures import MachineMaker
+from tests.emulated_driver.freezer import freezer
 from tests.emulated_driver.scenario import Fault, Point
 from tests.emulated_driver_tests import programs
 from tests.emulated_driver_tests.conftest import Client, client_argv
+from tests.needs import missing
 
 
 @pytest.mark.parametrize("at", list(Point))
@@ -57,6 +61,23 @@ def test_who_is_killed_during_a_call_leaves_nothing(nitro_machine: MachineMaker,
     assert machine.leaks() == []
     machine.wait_for_call("NE_ADD_VCPU", 2)
     assert [entry["result"] for entry in machine.log if entry.get("call") == "NE_ADD_VCPU"] == [0, "killed"]
+
+
+def test_who_waits_for_the_device_dies_only_when_it_answers(nitro_machine: MachineMaker) -> None:
+    if freezer() is None:
+        missing("freezer", "there is no freezer of cgroup version 1")
+    fault = Fault("NE_ADD_VCPU", nth=1, at=Point.DEVICE, hold=True, uninterruptible=True)
+    machine = nitro_machine(faults=(fault,))
+    running = machine.start(client_argv(programs.choose_vcpus, 1))
+    machine.wait_for_held("NE_ADD_VCPU")
+    running.kill()
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.wait(0.5)
+    assert [enclave.cpus for enclave in machine.enclaves] == [[1, 5]]
+    machine.control("release")
+    assert running.wait(10) == -signal.SIGKILL
+    machine.wait_for_event("closed")
+    assert machine.leaks() == []
 
 
 def test_a_held_call_goes_on_when_released_and_holds_up_nobody_else(

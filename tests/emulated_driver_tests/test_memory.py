@@ -68,6 +68,24 @@ def test_a_shortage_shows_at_mmap_or_without_reservation_at_registration(
     assert machine.leaks() == []
 
 
+def test_a_page_of_1_gib_is_given_whole_and_from_its_begin(nitro_machine: MachineMaker, client: Client) -> None:
+    machine = nitro_machine(gigantic_pages_wanted=1)
+    assert client(machine, programs.register_parts_of_gigantic_page) == [273, 0]
+    assert [entry["pages"] for entry in machine.log if entry.get("call") == "NE_SET_USER_MEMORY_REGION"][-1] == 1
+    assert machine.leaks() == []
+
+
+def test_an_image_spreads_over_pages_of_mixed_sizes(
+    nitro_machine: MachineMaker, client: Client, tmp_path: Path
+) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(os.urandom((9 << 20) + 777))
+    machine = nitro_machine(image=str(image), enclaves=QUIET, huge_pages_wanted=6, gigantic_pages_wanted=1)
+    client(machine, programs.place_image_beside_gigantic_page, str(image))
+    assert machine.wait_for_event("image")["compared_bytes"] == image.stat().st_size
+    assert machine.events("image")[0]["good"] is True
+
+
 def _place(machine: NitroMachine, client: Client, image: Path, *sizes_mib: int) -> dict[str, object]:
     client(machine, programs.place_image, str(image), *sizes_mib)
     return machine.wait_for_event("image")
