@@ -78,7 +78,10 @@ def take_apart(image: EifImage) -> BootFiles:
 
 
 def _memory_file(name: str, undo: ExitStack) -> int:
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as exc:
+        raise BackendError(f"the image cannot be put into memory (error {exc.errno})") from exc
     undo.callback(os.close, fd)
     return fd
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from pyrune.eif.format import Architecture
 
 MAX_VCPUS = 255
+KVM_DEVICE = Path("/dev/kvm")
 
 
 class Accelerator(StrEnum):
@@ -130,7 +131,7 @@ def kvm_works(architecture: Architecture) -> bool:
     if architecture is Architecture.X86_64 and not re.search(r"^flags\s*:.*\b(svm|vmx)\b", _cpuinfo(), re.MULTILINE):
         return False
     try:
-        with open("/dev/kvm", "r+b", buffering=0):
+        with KVM_DEVICE.open("r+b", buffering=0):
             return True
     except OSError:
         return False
