@@ -37,17 +37,17 @@ COMMON = """
 -chardev socket,id=qmp,fd=14 -mon chardev=qmp,mode=control
 -chardev socket,id=vsock,fd=13
 -kernel /proc/self/fd/10 -initrd /proc/self/fd/11
-""".split()
+"""
 Q35 = """
 -M q35,memory-backend=memory -append CMDLINE
 -device vhost-user-vsock-pci,chardev=vsock
 -cpu max -chardev socket,id=console,fd=12 -serial chardev:console
-""".split()
+"""
 MICROVM = """
 -M microvm,memory-backend=memory -append CMDLINE
 -device vhost-user-vsock-device,chardev=vsock
 -cpu max -chardev socket,id=console,fd=12 -serial chardev:console
-""".split()
+"""
 VIRT = """
 -M virt,gic-version=3,memory-backend=memory -cpu neoverse-n1
 -global virtio-mmio.force-legacy=false
@@ -55,11 +55,11 @@ VIRT = """
 -serial chardev:console -device virtio-serial-device -device virtconsole,chardev=console
 -append CMDLINE
 -device vhost-user-vsock-device,chardev=vsock
-""".split()
+"""
 
 
-def golden(part: list[str], cmdline: str, accelerator: str = "tcg", cpu: str | None = None) -> list[str]:
-    expected = [cmdline if word == "CMDLINE" else word for word in [*COMMON, *part]]
+def golden(part: str, cmdline: str, accelerator: str = "tcg", cpu: str | None = None) -> list[str]:
+    expected = [cmdline if word == "CMDLINE" else word for word in (COMMON + part).split()]
     expected[expected.index("-accel") + 1] = accelerator
     if cpu:
         expected[expected.index("-cpu") + 1] = cpu
