@@ -18,22 +18,22 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from pyrune import __version__, config, log
-from pyrune.annotations import EnclaveRequest, enclave_request
+from pyrune import __version__, log
 from pyrune.answer import answer
 from pyrune.backend import BackendName
 from pyrune.backends import AUTO, ENVIRONMENT_VARIABLE, choose_backend
-from pyrune.bundle import Bundle
 from pyrune.document import OCI_VERSION, read_config
 from pyrune.enclave_type import enclave_type
 from pyrune.errors import BackendError, ContainerNotFound, InvalidContainerId, PyruneError, UsageError, printable
 from pyrune.grammar import Group
-from pyrune.lifecycle import CreateOptions
 from pyrune.linux import parse_signal
 from pyrune.state import ContainerRecord, ContainerStore
 
 if TYPE_CHECKING:
+    from pyrune.annotations import EnclaveRequest
+    from pyrune.bundle import Bundle
     from pyrune.host import Finding
+    from pyrune.lifecycle import CreateOptions
 
 BACKENDS = (AUTO, *BackendName)
 # The verbs of runc that mean nothing to an enclave, or nothing yet: containers that are runc's have them.
@@ -146,6 +146,12 @@ def _load(call: Call, path: str) -> tuple[Bundle, EnclaveRequest]:
     document = read_config(path)
     if not enclave_type(document.annotations, document.env):
         _hand_over(call)
+
+    # What only enclaves need is imported behind the hand-over, here and in the verbs: others need not wait for it.
+    from pyrune import config
+    from pyrune.annotations import enclave_request
+    from pyrune.bundle import Bundle
+
     bundle = Bundle(document.bundle_path, config.read(document), document)
     request = enclave_request(document.annotations, document.env)
     assert request is not None
@@ -218,9 +224,9 @@ def spec(bundle: str, rootless: bool, enclave: bool, image: str | None, memory: 
 @click.argument("container_id")
 @click.pass_obj
 def create(call: Call, /, container_id: str, bundle: str, **options: Any) -> None:
+    loaded, request = _load(call, bundle)
     from pyrune import lifecycle
 
-    loaded, request = _load(call, bundle)
     lifecycle.create(call.store, container_id, loaded, request, _create_options(call, options))
 
 
@@ -232,10 +238,10 @@ def create(call: Call, /, container_id: str, bundle: str, **options: Any) -> Non
 @click.argument("container_id")
 @click.pass_context
 def run(context: click.Context, /, container_id: str, bundle: str, detach: bool, keep: bool, **options: Any) -> None:
-    from pyrune import lifecycle
-
     call: Call = context.obj
     loaded, request = _load(call, bundle)
+    from pyrune import lifecycle
+
     chosen = _create_options(call, options)
     context.exit(lifecycle.run(call.store, container_id, loaded, request, chosen, detach=detach, keep=keep))
 
@@ -248,6 +254,8 @@ def _chosen_backend(call: Call) -> BackendName:
 
 
 def _create_options(call: Call, options: dict[str, Any]) -> CreateOptions:
+    from pyrune.lifecycle import CreateOptions
+
     return CreateOptions(
         backend=_chosen_backend(call),
         pid_file=options["pid_file"],
@@ -260,9 +268,9 @@ def _create_options(call: Call, options: dict[str, Any]) -> CreateOptions:
 @click.argument("container_id")
 @click.pass_obj
 def start(call: Call, container_id: str) -> None:
+    _leave_to_runc(call, container_id)
     from pyrune import lifecycle
 
-    _leave_to_runc(call, container_id)
     lifecycle.start(call.store, container_id)
 
 
@@ -270,9 +278,9 @@ def start(call: Call, container_id: str) -> None:
 @click.argument("container_id")
 @click.pass_obj
 def state(call: Call, container_id: str) -> None:
+    _leave_to_runc(call, container_id)
     from pyrune import lifecycle
 
-    _leave_to_runc(call, container_id)
     record = lifecycle.state(call.store, container_id)
     answer(json.dumps(lifecycle.state_document(record), indent=2))
 
@@ -283,9 +291,9 @@ def state(call: Call, container_id: str) -> None:
 @click.argument("signal_name", default="SIGTERM")
 @click.pass_obj
 def kill(call: Call, container_id: str, signal_name: str, all_processes: bool) -> None:
+    _leave_to_runc(call, container_id)
     from pyrune import lifecycle
 
-    _leave_to_runc(call, container_id)
     lifecycle.state(call.store, container_id)
     number = parse_signal(signal_name)
     if number is None:
@@ -298,9 +306,9 @@ def kill(call: Call, container_id: str, signal_name: str, all_processes: bool) -
 @click.argument("container_id")
 @click.pass_obj
 def delete(call: Call, container_id: str, force: bool) -> None:
+    _leave_to_runc(call, container_id)
     from pyrune import lifecycle
 
-    _leave_to_runc(call, container_id)
     try:
         lifecycle.delete(call.store, container_id, force=force)
     except ContainerNotFound:
@@ -400,9 +408,9 @@ def _table(rows: list[list[str]]) -> list[str]:
 @click.argument("ps_options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def ps(call: Call, container_id: str, output: str, ps_options: tuple[str, ...]) -> None:
+    _leave_to_runc(call, container_id)
     from pyrune import lifecycle
 
-    _leave_to_runc(call, container_id)
     pids = lifecycle.process_ids(call.store, container_id)
     if output == "json":
         answer(_compact_json(pids))
