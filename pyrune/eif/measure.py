@@ -23,9 +23,10 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Final, TypeAlias
 
 from pyrune.eif.files import CHUNK_BYTES, chunks, open_regular, quoted, read_regular
 from pyrune.eif.format import CRC_OFFSET, Chunk, Header, Section, SectionType
@@ -59,13 +60,26 @@ def extend_once(digest: bytes) -> str:
     return hashlib.sha384(bytes(PCR_BYTES) + digest).hexdigest()
 
 
+Runner: TypeAlias = Callable[[Sequence[Callable[[], None]]], None]
+
+
+def run_in_turn(jobs: Sequence[Callable[[], None]]) -> None:
+    """Run one job after the other."""
+    for job in jobs:
+        job()
+
+
 class Measurer:
     """Measures an image whose section data pass by, in file order and without a gap.
+
+    Up to three sums run over the same bytes. `run` is given them for each piece, independent of one another and the
+    longest first, and returns when all are done: a caller with CPUs to spare may have them run at the same time.
 
     A caller that leaves data out or mixes them up has a bug: ValueError.
     """
 
-    def __init__(self, header: Header, sections: Sequence[Section]) -> None:
+    def __init__(self, header: Header, sections: Sequence[Section], run: Runner = run_in_turn) -> None:
+        self._run = run
         self._sections = sections
         self._next = 0
         self._left_bytes = 0
@@ -84,9 +98,7 @@ class Measurer:
         self._left_bytes -= len(chunk)
         if self._left_bytes < 0:
             raise ValueError(f"the {section.label} section was given more data than it has")
-        self._crc32 = zlib.crc32(chunk, self._crc32)
-        for digest in self._concerned:
-            digest.update(chunk)
+        self._run([*(partial(digest.update, chunk) for digest in self._concerned), partial(self._checksum, chunk)])
         if section.type is SectionType.SIGNATURE:
             self._signature += chunk
 
@@ -103,6 +115,9 @@ class Measurer:
             pcr8=self._pcr8(),
             crc32=self._crc32,
         )
+
+    def _checksum(self, chunk: Chunk) -> None:
+        self._crc32 = zlib.crc32(chunk, self._crc32)
 
     def _pcr8(self) -> str | None:
         section = next((s for s in self._sections if s.type is SectionType.SIGNATURE), None)

@@ -157,8 +157,9 @@ def _facts(spec: EnclaveSpec, holdings: Holdings, pcrs: Measurements, cpus: tupl
 def _describe(memory: EnclaveMemory, wanted_bytes: int, cpus: tuple[int, ...], debug: bool) -> list[str]:
     """What was taken, for the log."""
     runs = [f"{region.run.count} of {in_words(region.run.page_bytes)}" for region in memory.regions]
+    regions = "1 region" if len(runs) == 1 else f"{len(runs)} regions"
     sentences = [
-        f"memory of {memory.size_bytes >> 20} MiB in {len(runs)} regions of huge pages: {', '.join(runs)}",
+        f"memory of {memory.size_bytes >> 20} MiB in {regions} of huge pages: {', '.join(runs)}",
         f"CPUs {format_cpu_list(cpus)}",
     ]
     if excess := memory.size_bytes - wanted_bytes:

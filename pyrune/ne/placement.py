@@ -1,8 +1,9 @@
 """An enclave image on its way into enclave memory, and what is there then.
 
 The bytes go from the file straight into huge pages, across the borders of regions; they never pass through memory of
-Python's. A thread copies, and the caller follows it and measures what lies in the memory: a file that changes meanwhile
-changes the measurement with it, or is noticed where the structure that has been checked is no longer there.
+Python's. One thread copies; the caller follows it and measures what lies in the memory, with one more thread for the
+second sum. A file that changes meanwhile changes the measurement with it, or is noticed where the structure that has
+been checked is no longer there.
 
 The driver wants all of it done before it is told of the memory.
 """
@@ -12,11 +13,13 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 
 from pyrune.eif.files import reason
 from pyrune.eif.format import HEADER_BYTES, SECTION_HEADER_BYTES
-from pyrune.eif.measure import Measurements, Measurer
+from pyrune.eif.measure import Measurements, Measurer, Runner, run_in_turn
 from pyrune.eif.reader import EifImage
 from pyrune.eif.signature import check_signature, parse_signature
 from pyrune.errors import BackendError, EifError
@@ -34,7 +37,8 @@ def place(image: EifImage, memory: EnclaveMemory, offset: int) -> Measurements:
     """
     copy = _Copy(image, memory, offset)
     try:
-        measurements = _measure(image, memory, offset, copy)
+        with ThreadPoolExecutor(1, "sum") as beside:
+            measurements = _measure(image, memory, offset, copy, partial(_run_beside, beside))
         copy.wait()
     finally:
         copy.stop()
@@ -42,8 +46,15 @@ def place(image: EifImage, memory: EnclaveMemory, offset: int) -> Measurements:
     return measurements
 
 
-def _measure(image: EifImage, memory: EnclaveMemory, offset: int, copy: _Copy) -> Measurements:
-    measurer = Measurer(image.header, image.sections)
+def _run_beside(other: Executor, jobs: Sequence[Callable[[], None]]) -> None:
+    """Run the first of `jobs` here and the others in another thread: hashing lets other threads run."""
+    rest = other.submit(run_in_turn, jobs[1:])
+    jobs[0]()
+    rest.result()
+
+
+def _measure(image: EifImage, memory: EnclaveMemory, offset: int, copy: _Copy, run: Runner) -> Measurements:
+    measurer = Measurer(image.header, image.sections, run)
     try:
         for section in image.sections:
             start = offset + section.data_offset
