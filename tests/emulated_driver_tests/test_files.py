@@ -5,8 +5,8 @@ import errno
 import pytest
 
 from tests.emulated_driver.fixtures import MachineMaker
-from tests.emulated_driver_tests import programs
 from tests.emulated_driver_tests.conftest import Client, client_argv
+from tests.emulated_driver_tests.programs import creating, files, vcpus
 
 PARAMETER = "/sys/module/nitro_enclaves/parameters/ne_cpus"
 TOP = "/sys/devices/system/cpu"
@@ -15,7 +15,7 @@ TOP = "/sys/devices/system/cpu"
 def test_device_parameters_and_cpus_are_there_for_every_kind_of_look(
     nitro_machine: MachineMaker, client: Client
 ) -> None:
-    assert client(nitro_machine(), programs.look_at_files) == {
+    assert client(nitro_machine(), files.look_at_files) == {
         "is a device": True,
         "major": 10,
         "mode": "0o660",
@@ -36,7 +36,7 @@ def test_cpus_of_the_pool_are_offline_and_have_no_topology(nitro_machine: Machin
     core_1, core_3 = f"{TOP}/cpu1/topology/core_id", f"{TOP}/cpu3/topology/core_id"
     paths = [PARAMETER, f"{TOP}/online", f"{TOP}/offline", f"{TOP}/possible", f"{TOP}/cpu1/online", core_1, core_3]
     paths.append("/sys/devices/system/node/node0/cpulist")
-    assert client(nitro_machine(), programs.read_files, *paths) == {
+    assert client(nitro_machine(), files.read_files, *paths) == {
         PARAMETER: "1-2,5-6\n",
         f"{TOP}/online": "0,3-4,7\n",
         f"{TOP}/offline": "1-2,5-6\n",
@@ -49,7 +49,7 @@ def test_cpus_of_the_pool_are_offline_and_have_no_topology(nitro_machine: Machin
 
 
 def test_without_the_device_its_module_is_not_there_either(nitro_machine: MachineMaker, client: Client) -> None:
-    assert client(nitro_machine(device=False), programs.read_files, PARAMETER) == {PARAMETER: errno.ENOENT}
+    assert client(nitro_machine(device=False), files.read_files, PARAMETER) == {PARAMETER: errno.ENOENT}
 
 
 @pytest.mark.parametrize(
@@ -61,19 +61,19 @@ def test_a_wrong_pool_is_refused_and_leaves_none(
     machine = nitro_machine()
     with pytest.raises(ValueError, match=error):
         machine.control("pool", cpus=cpus)
-    assert client(machine, programs.create_many, 1) == [272]
+    assert client(machine, creating.create_many, 1) == [272]
     online = f"{TOP}/online"
     # The parameter still reads as it was last set well.
-    assert client(machine, programs.read_files, PARAMETER, online) == {PARAMETER: "1-2,5-6\n", online: "0-7\n"}
+    assert client(machine, files.read_files, PARAMETER, online) == {PARAMETER: "1-2,5-6\n", online: "0-7\n"}
 
 
 def test_the_pool_changes_only_while_no_enclave_is_open(nitro_machine: MachineMaker, client: Client) -> None:
     machine = nitro_machine()
-    running = machine.start(client_argv(programs.hold_enclave))
+    running = machine.start(client_argv(creating.hold_enclave))
     machine.wait_for_enclaves(1)
     with pytest.raises(ValueError, match="EPERM"):
         machine.control("pool", cpus="3,7")
     running.kill()
     running.wait()
     machine.control("pool", cpus="3,7")
-    assert client(machine, programs.choose_vcpus, 2) == [3, 7]
+    assert client(machine, vcpus.choose_vcpus, 2) == [3, 7]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from tests.emulated_driver.fixtures import MachineMaker
 from tests.emulated_driver.machine import CHECKOUT
-from tests.emulated_driver_tests import programs
 from tests.emulated_driver_tests.conftest import Client, client_argv
+from tests.emulated_driver_tests.programs import creating, files
 
 
 def test_status_and_outputs_are_the_commands(nitro_machine: MachineMaker) -> None:
-    done = nitro_machine().run(client_argv(programs.status_and_streams, 42))
+    done = nitro_machine().run(client_argv(files.status_and_streams, 42))
     assert (done.returncode, done.stdout, done.stderr) == (42, "out", "err")
 
 
@@ -24,7 +24,7 @@ def test_a_command_that_is_not_there_is_127(nitro_machine: MachineMaker) -> None
 
 
 def test_children_are_on_the_machine_too(nitro_machine: MachineMaker, client: Client) -> None:
-    assert client(nitro_machine(), programs.open_in_grandchild) == "1-2,5-6\n"
+    assert client(nitro_machine(), files.open_in_grandchild) == "1-2,5-6\n"
 
 
 def test_the_environment_is_the_callers(nitro_machine: MachineMaker) -> None:
@@ -35,7 +35,7 @@ def test_the_environment_is_the_callers(nitro_machine: MachineMaker) -> None:
 def test_several_commands_meet_the_same_driver(nitro_machine: MachineMaker, client: Client) -> None:
     machine = nitro_machine()
     for _ in range(2):
-        client(machine, programs.create_many, 1)
+        client(machine, creating.create_many, 1)
     assert [entry["enclave"] for entry in machine.log if entry.get("call") == "NE_CREATE_VM"] == [1, 2]
 
 
@@ -45,7 +45,7 @@ def test_one_command_alone_is_its_own_process_and_the_driver_goes_when_all_is_ov
     nitro_machine()  # skips where there can be none
     log, control = tmp_path / "log", tmp_path / "control"
     argv = [sys.executable, "-m", "tests.emulated_driver", "--log", str(log), "--control", str(control), "--"]
-    argv += client_argv(programs.leave_behind, 0.3)
+    argv += client_argv(files.leave_behind, 0.3)
     with (tmp_path / "out").open("wb") as out:
         assert subprocess.run(argv, stdout=out, cwd=CHECKOUT, check=False).returncode == 0
     # What the command left behind opens the device when the command has long ended.
