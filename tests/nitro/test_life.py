@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from pyrune.eif.measure import measure
 from pyrune.eif.reader import EifImage
 from tests.emulated_driver.scenario import Behaviour, Heartbeat
 from tests.nitro.conftest import NitroMaker
 from tests.nitro.nitro import CREATE, START
+from tests.unit.eif.images import RAMDISK, SIGNATURE, SMALL, Layout
+from tests.unit.eif.signing import certificate_for, signer
 
 
 def test_a_life_from_create_to_delete_is_these_calls_in_this_order(nitro: NitroMaker, image: Path) -> None:
@@ -219,6 +224,69 @@ def test_memory_that_cannot_be_is_refused(nitro: NitroMaker, image: Path, memory
     assert found.startswith(message)
     assert pyrune.machine.leaks() == []
     assert ("NE_CREATE_VM" in pyrune.machine.calls()) == (memory == "2G")
+
+
+def test_memory_on_another_node_than_the_pools_is_none(nitro: NitroMaker, image: Path) -> None:
+    pyrune = nitro(numa_node=1)
+    message = pyrune.refused("create", "--bundle", str(pyrune.nitro_bundle(image)), "one")
+    assert message.startswith("the enclave needs 64 MiB in huge pages on NUMA node 1; free there: none; ")
+    assert pyrune.machine.leaks() == []
+
+
+def test_less_than_four_times_the_image_is_refused_with_the_reason(nitro: NitroMaker, tmp_path: Path) -> None:
+    large = tmp_path / "large.eif"
+    flags = int(os.uname().machine == "aarch64")
+    large.write_bytes(Layout([*SMALL, (RAMDISK, bytes(17 << 20))], flags=flags).build())
+    pyrune = nitro()
+    message = pyrune.refused("create", "--bundle", str(pyrune.nitro_bundle(large)), "one")
+    assert message == (
+        "the enclave is given 64 MiB of memory, and its image of 18 MiB needs 4 times its size: it stays in memory "
+        "while its kernel unpacks the ramdisks beside it; say memory=70 or more"
+    )
+    assert pyrune.machine.calls() == []
+
+
+def test_an_image_for_other_processors_is_refused(nitro: NitroMaker, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign.eif"
+    foreign.write_bytes(Layout(flags=int(os.uname().machine != "aarch64")).build())
+    pyrune = nitro()
+    message = pyrune.refused("create", "--bundle", str(pyrune.nitro_bundle(foreign)), "one")
+    assert f"and this machine's are {os.uname().machine}" in message
+    assert pyrune.machine.calls() == []
+
+
+def test_a_damaged_image_is_refused_and_everything_given_back(nitro: NitroMaker, image: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.eif"
+    data = bytearray(image.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    pyrune = nitro()
+    message = pyrune.refused("create", "--bundle", str(pyrune.nitro_bundle(damaged)), "one")
+    assert "it is damaged: its checksum is 0x" in message
+    assert "NE_SET_USER_MEMORY_REGION" not in pyrune.machine.calls()
+    assert pyrune.machine.leaks() == []
+
+
+def test_a_signature_for_another_image_is_refused(nitro: NitroMaker, tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    someone = dataclasses.replace(signer(), key=key, certificate=certificate_for(key, days=36500))
+    signed = tmp_path / "signed.eif"
+    flags = int(os.uname().machine == "aarch64")
+    signed.write_bytes(Layout([*SMALL, (SIGNATURE, someone.section("ab" * 48))], flags=flags).build())
+    pyrune = nitro()
+    message = pyrune.refused("create", "--bundle", str(pyrune.nitro_bundle(signed)), "one")
+    assert "its signature does not hold: the signature is for another PCR0 than the image has" in message
+    assert pyrune.machine.leaks() == []
+
+
+def test_an_expired_signature_is_refused_before_anything_is_taken(nitro: NitroMaker, tmp_path: Path) -> None:
+    signed = tmp_path / "signed.eif"
+    flags = int(os.uname().machine == "aarch64")
+    signed.write_bytes(Layout([*SMALL, (SIGNATURE, signer().section("ab" * 48))], flags=flags).build())
+    pyrune = nitro()
+    message = pyrune.refused("create", "--bundle", str(pyrune.nitro_bundle(signed)), "one")
+    assert "its signature does not hold: the signing certificate is valid only from Apr" in message
+    assert pyrune.machine.calls() == []
 
 
 def test_more_vcpus_than_the_pool_has_are_refused(nitro: NitroMaker, image: Path) -> None:
