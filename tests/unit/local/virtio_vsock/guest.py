@@ -211,6 +211,14 @@ class Guest:
         stream.send(Op.RESPONSE)
         return stream
 
+    def may_transmit(self, wait_s: float) -> bool:
+        """Whether `transmit` would have a place at once, or after waiting for one to come back."""
+        self.poll()
+        if not self._tx_places:
+            time.sleep(wait_s)
+            self.poll()
+        return bool(self._tx_places)
+
     def transmit(self, header: Header, data: bytes = b"") -> None:
         """Put a packet on the tx queue and kick."""
         self.until(lambda: bool(self._tx_places))

@@ -143,6 +143,8 @@ def test_an_answered_request_has_no_time_limit(world: World) -> None:
     world.dispatch()
     assert sock.recv(100) == b"OK %d\n" % request.src_port
     assert world.muxer.timeout_s() is None
+    assert not closed(sock)
+    assert world.packets() == []
 
 
 def test_a_guest_that_does_not_answer_a_shutdown_is_reset_after_its_time(world: World) -> None:
