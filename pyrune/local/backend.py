@@ -80,6 +80,7 @@ class LocalEnclave:
         self._heard = False
         self._booted = False
         self._console_paused = False
+        self._stop_asked = False
 
     @property
     def facts(self) -> EnclaveFacts:
@@ -98,7 +99,11 @@ class LocalEnclave:
     def prepare(self) -> None:
         """Listen for the heartbeat and have a paused machine. Raises BackendError."""
         name = f"{_VSOCK_SOCKET_NAME}_{HEARTBEAT_PORT}"
-        heartbeat = HeartbeatServer(bind_unix(self._directory_fd, name), self._reactor, self._on_beat)
+        try:
+            listener = bind_unix(self._directory_fd, name)
+        except OSError as exc:
+            raise BackendError(f"the heartbeat's socket {name} cannot be made (error {exc.errno})") from exc
+        heartbeat = HeartbeatServer(listener, self._reactor, self._on_beat)
         self._held.callback(self._unlink, name)
         self._held.callback(heartbeat.close)
         self._prepare_machine()
@@ -112,6 +117,7 @@ class LocalEnclave:
         self._machine.run()
 
     def stop(self) -> None:
+        self._stop_asked = True
         self._cancel_silence()
         if self._machine is not None:
             self._machine.stop()
@@ -174,6 +180,9 @@ class LocalEnclave:
         self._try_again(f"the enclave said nothing for {SILENCE_S:.0f} s")
 
     def _on_internal_error(self) -> None:
+        if self._stop_asked:
+            # It is being killed already, and ends as stopped.
+            return
         if self._accelerator is Accelerator.KVM and not self._booted:
             self._accelerator = Accelerator.TCG
             self._try_again("kvm failed with an internal error; from here on without kvm")

@@ -54,6 +54,7 @@ class VirtualMachine:
         self._device_ended = False
         self._stop_asked = False
         self._reported = False
+        self._prepared = False
         self._closed = False
 
     def prepare(self, make_machine: Callable[[int, int, int], Machine], guest_cid: int, directory_fd: int) -> None:
@@ -77,6 +78,7 @@ class VirtualMachine:
             self._shake_hands()
             self._console = console
             self._undo = undo.pop_all()
+        self._prepared = True
         self._watch()
 
     def run(self) -> None:
@@ -98,7 +100,7 @@ class VirtualMachine:
             self._reactor.watch(self._console.fileno(), READ, self._read_console)
 
     def close(self) -> None:
-        if not self._closed:
+        if self._prepared and not self._closed:
             self._closed = True
             for fd in (self._console.fileno(), self._qemu.pidfd, self._device.pidfd, self._complaints.read_fd):
                 self._reactor.unwatch(fd)
