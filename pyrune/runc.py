@@ -7,6 +7,7 @@ empty, in the usual places. The call becomes that program: same arguments, same 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from itertools import islice
 from typing import NoReturn
@@ -52,6 +53,10 @@ def hand_over(arguments: Sequence[str]) -> NoReturn:
         raise OrdinaryRuntimeError(
             "this is an ordinary container, and no runtime for those is installed; "
             f"install runc, or name another with {ENVIRONMENT_VARIABLE}"
+        )
+    if os.path.realpath(program) == os.path.realpath(sys.argv[0]):
+        raise OrdinaryRuntimeError(
+            f"the runtime for ordinary containers, {program}, is pyrune; name another with {ENVIRONMENT_VARIABLE}"
         )
     try:
         replace_self(program, [os.path.basename(program), *without_own_options(arguments)])

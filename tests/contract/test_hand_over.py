@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.contract.oracle import Program
-from tests.support.command import Pyrune, wait_until
+from tests.support.command import COMMAND, Pyrune, wait_until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -154,6 +154,14 @@ def test_without_a_runtime_the_error_says_what_to_do(pyrune: Pyrune, ordinary: P
     assert (f"the runtime {runtime} does not start" if runtime else "install runc, or name another") in done.stderr
     # Docker would read these as a command that is missing in the container.
     assert not any(text in done.stderr for text in ("not found", "no such file", "permission denied"))
+
+
+def test_pyrune_does_not_call_itself_for_ever(pyrune: Pyrune, ordinary: Path, tmp_path: Path) -> None:
+    (tmp_path / "runc").symlink_to(COMMAND)
+    pyrune.environment = {"PATH": str(tmp_path)}
+    done = pyrune("run", "--bundle", str(ordinary), "one")
+    assert done.returncode == 1
+    assert "is pyrune; name another with PYRUNE_RUNC" in done.stderr
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -176,3 +177,21 @@ def test_the_monitor_holds_neither_the_callers_process_group_nor_its_directory(p
     [monitor] = [pid for name, pid in pyrune.pids("one").items() if name == "monitor"]
     assert os.getpgid(monitor) == monitor
     assert os.readlink(f"/proc/{monitor}/cwd") == "/"
+
+
+def test_what_engines_give_besides_is_accepted(pyrune: Pyrune, sleeper: Path, tmp_path: Path) -> None:
+    """And --pidfd-socket, runc 1.2's, gets one descriptor of the monitor's process."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "pidfd"))
+        listener.listen()
+        options = ["--no-pivot", "--no-new-keyring", "--preserve-fds", "2", "--pidfd-socket", str(tmp_path / "pidfd")]
+        pyrune.ok("--systemd-cgroup", "--rootless=auto", "create", *options, "--bundle", str(sleeper), "one")
+        listener.settimeout(10)
+        connection, _ = listener.accept()
+        with connection:
+            name, fds, _, _ = socket.recv_fds(connection, 100, 4)
+    [pidfd] = fds
+    described = Path(f"/proc/self/fdinfo/{pidfd}").read_text().split()
+    os.close(pidfd)
+    assert name
+    assert described[described.index("Pid:") + 1] == str(json.loads(pyrune.ok("state", "one"))["pid"])
