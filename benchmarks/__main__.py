@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import boot, calls, creation, image_files, memory, streams
+from benchmarks import boot, calls, creation, image_files, memory, nitro, streams
 from benchmarks.host import describe_host
 from benchmarks.report import Table, skipped, with_measured
 from benchmarks.workshop import Unavailable, Workshop, workshop
@@ -26,6 +26,7 @@ PARTS: Mapping[str, Callable[[Workshop], Table]] = {
     "streams": streams.measure,
     "calls": calls.measure,
     "images": image_files.measure,
+    "nitro": nitro.measure,
 }
 
 
