@@ -52,6 +52,8 @@ from pyrune.terminal import (
 
 DEFAULT_VCPUS = 2
 _KILL_PATIENCE_S = 4.0
+# A monitor that has written its container's end exits next, with a status that somebody may wait for.
+_GOODBYE_PATIENCE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,11 @@ def _create(
                 raise MonitorError("the container's monitor has not announced itself")
             _tell_pid(monitor, options)
         except BaseException:
+            # What fails here as well must not hide why the container was not made.
             with contextlib.suppress(PyruneError):
                 _end_monitor(directory.read())
-            directory.remove()
+            with contextlib.suppress(PyruneError):
+                directory.remove()
             raise
 
 
@@ -217,9 +221,20 @@ def kill(store: ContainerStore, container_id: str, number: int, *, all_processes
                 return
             raise ContainerStateError("container not running")
         if number == signal.SIGKILL:
-            _kill_monitor(record)
+            if (pidfd := _kill_monitor(record)) is not None:
+                os.close(pidfd)
         else:
-            ask(directory.fd, Request("kill", number))
+            _ask_to_end(directory, number)
+
+
+def _ask_to_end(directory: ContainerDirectory, number: int) -> None:
+    try:
+        ask(directory.fd, Request("kill", number))
+    except MonitorError as exc:
+        if directory.read().status.can_kill:
+            raise
+        # It ended by itself during the call.
+        raise ContainerStateError("container not running") from exc
 
 
 def delete(store: ContainerStore, container_id: str, *, force: bool = False) -> None:
@@ -257,9 +272,14 @@ def _read_if_whole(directory: ContainerDirectory, force: bool) -> ContainerRecor
 
 
 def _kill_monitor(record: ContainerRecord) -> int | None:
-    """SIGKILL to the monitor, never to another process with its pid. Returns its pidfd, or None if it is gone."""
+    """SIGKILL to the monitor, never to another process with its pid.
+
+    Returns its pidfd, which the caller closes, or None if it is gone.
+    """
     pidfd = record.monitor.open_pidfd() if record.monitor else None
     if pidfd is not None:
+        if record.written_status is Status.STOPPED:
+            wait_for_exit(pidfd, _GOODBYE_PATIENCE_S)
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         except ProcessLookupError:
