@@ -95,6 +95,7 @@ static void silence_kernel(void)
 
 void end_enclave(void)
 {
+	flush_vsock();
 	silence_kernel();
 	/* A serial port sends for a while after the last write, and a reset does not wait for it. */
 	tcdrain(STDOUT_FILENO);

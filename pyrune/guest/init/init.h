@@ -50,6 +50,9 @@ void bring_loopback_up(void);
 /* Tell the parent, by the heartbeat that AWS's own init sends, that the enclave is up; wait for its answer. */
 void exchange_heartbeat(void);
 
+/* Wait until the parent has what was sent to it over vsock. */
+void flush_vsock(void);
+
 /* mounts.c */
 
 /* Mount devtmpfs on /dev: everything that is said needs it, so a failure is left for open_console to meet. */

@@ -23,6 +23,8 @@
 #define PARENT_CID 3
 #define HEARTBEAT_PORT 9000
 #define HEARTBEAT_BYTE 0xB7
+/* A port that no program listens on: the last one, which is not VMADDR_PORT_ANY. */
+#define UNSERVED_PORT 0xFFFFFFFEU
 
 /* The parent listens before it boots us, so that the first attempt is the rule; a device may still be on its way. */
 #define HEARTBEAT_DEADLINE_S 30
@@ -99,4 +101,20 @@ void exchange_heartbeat(void)
 			fatal("no heartbeat from the parent on vsock %d:%d", PARENT_CID, HEARTBEAT_PORT);
 		nanosleep(&pause, NULL);
 	}
+}
+
+/* What the kernel still has in its own queue is lost when the machine is reset. The queue is first in, first out: once
+ * the parent has refused this connection, all that was sent before has reached it. */
+void flush_vsock(void)
+{
+	const struct sockaddr_vm parent = {
+		.svm_family = AF_VSOCK, .svm_cid = PARENT_CID, .svm_port = UNSERVED_PORT
+	};
+	int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	if (fd < 0)
+		return;
+	/* It fails, as it should; after two seconds at the latest. */
+	(void)!connect(fd, (const struct sockaddr *)&parent, sizeof parent);
+	close(fd);
 }
