@@ -41,5 +41,7 @@ What it cannot show:
   unless a fault says that it be uninterruptible, which takes a freezer of cgroup version 1.
 - The close of an enclave takes its time on Nitro; here it returns at once, and what is freed is free for the next call.
 - What the hypervisor answers where the driver only passes it on: taken slots, taken CIDs, connections to nobody.
+- A write to the parameter ne_cpus: nothing here takes one. The control socket's verb `pool` follows the same rules.
+- Paths relative to a directory of the machine's own, such as `nitro_enclaves` seen from /dev.
 - fstat(2) of the open device says major 1, stat(2) of its path says 10.
 """

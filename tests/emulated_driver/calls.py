@@ -60,13 +60,21 @@ class Calls:
 
     def take(self, note: Notification) -> None:
         """Answer a call, now or later. Raises CallerGone."""
-        task = Task(note.task)
+        try:
+            self._take(note, Task(note.task))
+        except OSError as exc:
+            # Either the caller is gone, or it gave a pointer to nowhere.
+            note.require_waiting()
+            note.answer(Failure(exc.errno or errno.EIO))
+
+    def _take(self, note: Notification, task: Task) -> None:
         if note.name in PATH_ARGUMENT:
             self._on_path(note, task)
         elif note.name == "ioctl":
             self._on_ioctl(note, task)
         elif note.name == "socket":
-            self._serve(note, "socket", {"type": note.arguments[1]}, lambda _: self.space.open(note.arguments[1]))
+            facts: Facts = {"type": note.arguments[1], "host_network": task.is_in_own_network}
+            self._serve(note, "socket", facts, lambda _: self.space.open(note.arguments[1]))
         else:
             self._on_socket(note, task)
 

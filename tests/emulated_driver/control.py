@@ -3,7 +3,7 @@
 A stream socket; one request and one reply per connection, each a line of JSON. A request is {"do": VERB, ...}:
 
     join      launch.py: is sent the filter, installs it, sends back its listener, and may go on once told so
-    state     {"enclaves": [...], "free_cpus": [...], "held": [[call, tid], ...],
+    state     {"enclaves": [...], "free_cpus": [...], "held": [[call, pid], ...],
               "filters": those that still have processes}
     exit      "enclave" (its number), "reason": it exits
     print     "enclave", "text": on its console

@@ -9,8 +9,9 @@ from collections import Counter
 
 from tests.emulated_driver.freezer import frozen
 from tests.emulated_driver.journal import error_number
-from tests.emulated_driver.notification import Notification
+from tests.emulated_driver.notification import CallerGone, Notification
 from tests.emulated_driver.scenario import Fault, Point
+from tests.emulated_driver.task import Task
 
 _LOOK_S = 0.02
 
@@ -57,7 +58,7 @@ class Faults:
                 raise OSError(error_number(fault.error), f"{call}: told to fail")
 
     def held(self) -> list[tuple[str, int]]:
-        """The calls that stand still, each with its thread."""
+        """The calls that stand still, each with its process."""
         with self._lock:
             return list(self._held.values())
 
@@ -69,9 +70,13 @@ class Faults:
 
     def _hold(self, call: str, note: Notification, *, give_up: bool) -> None:
         """Wait for `release`; `give_up` on a caller that is killed."""
+        try:
+            pid = Task(note.task).pid
+        except OSError as exc:
+            raise CallerGone from exc
         with self._lock:
             generation = self._generation
-            self._held[note.id] = (call, note.task)
+            self._held[note.id] = (call, pid)
             try:
                 while self._generation == generation:
                     if give_up:

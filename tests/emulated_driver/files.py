@@ -72,6 +72,8 @@ class Files:
         # stat sees the first, open gets the second: a device that nobody drives cannot be opened.
         self._openable = directory / "openable"
         os.mknod(self._openable, stat.S_IFCHR | 0o600, _NULL_DEVICE)
+        if not _can_be_opened(self._openable):
+            raise RuntimeError(f"no device can be opened on the file system of {directory}: set TMPDIR to another one")
         if scenario.device:
             self._add_device(DEVICE, int(scenario.device_mode, 8))
         self._add_device(VSOCK_DEVICE, 0o666)
@@ -206,6 +208,14 @@ class Files:
                     self._link(f"{top}/node{node}/{name}", f"{_REAL_NODES}/node{node}/{name}")
         for cpu in range(self._scenario.cpus):
             self._link(f"{top}/node{self._node}/cpu{cpu}", f"../../cpu/cpu{cpu}")
+
+
+def _can_be_opened(path: Path) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDONLY))
+    except PermissionError:
+        return False
+    return True
 
 
 def open_flags(task: Task, note: Notification) -> int:

@@ -175,12 +175,12 @@ class NitroMachine:
         self._wait(lambda: len(self.calls(name)) >= count or None, f"no {name}")
 
     def wait_for_held(self, call: str) -> int:
-        """Wait until a fault holds such a call; returns the thread that made it."""
+        """Wait until a fault holds such a call; returns the process that made it."""
 
         def find() -> int | None:
             held = self.control("state")["held"]
             assert isinstance(held, list)
-            return next((int(tid) for name, tid in held if name == call), None)
+            return next((int(pid) for name, pid in held if name == call), None)
 
         return self._wait(find, f"no {call} stands still")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import tempfile
@@ -35,7 +36,7 @@ class Supervisor:
         self._scenario = scenario
         self._linger = linger
         self._listeners: set[int] = set()
-        self._starts = 0
+        self._starts = itertools.count()
         self._place = tempfile.TemporaryDirectory(prefix="emulated-driver-")
         self._reactor = Reactor()
         self._journal = Journal(log_path)
@@ -63,8 +64,7 @@ class Supervisor:
         self._reactor.call_soon(self._reactor.stop)
 
     def _make_life(self, enclave: Enclave) -> Life:
-        behaviour = self._scenario.behaviour(self._starts)
-        self._starts += 1
+        behaviour = self._scenario.behaviour(next(self._starts))
         if behaviour.boot is Boot.LOCAL:
             return LocalLife(self._driver, enclave, self._scenario, self._space, self._journal, self._room)
         return PretendedLife(self._driver, enclave, self._scenario, behaviour, self._space, self._journal)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -62,11 +61,10 @@ class Task:
             return None
         return FileIdentity(found.st_dev, found.st_ino)
 
-    def is_nonblocking(self, fd: int) -> bool:
-        for line in Path(f"/proc/{self.tid}/fdinfo/{_signed(fd)}").read_text().splitlines():
-            if line.startswith("flags:"):
-                return bool(int(line.split()[1], 8) & os.O_NONBLOCK)
-        return False
+    @property
+    def is_in_own_network(self) -> bool:
+        """Whether the thread is in the supervisor's network namespace."""
+        return os.stat(f"/proc/{self.tid}/ns/net").st_ino == os.stat("/proc/self/ns/net").st_ino
 
     def copy(self, fd: int) -> int:
         """A copy of a descriptor, which the caller of this closes."""
@@ -77,10 +75,6 @@ def identify_own(fd: int) -> FileIdentity:
     """What one of the supervisor's own descriptors is."""
     found = os.fstat(fd)
     return FileIdentity(found.st_dev, found.st_ino)
-
-
-def is_socket(fd: int) -> bool:
-    return stat.S_ISSOCK(os.fstat(fd).st_mode)
 
 
 def _signed(fd: int) -> int:

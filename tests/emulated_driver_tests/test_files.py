@@ -48,6 +48,12 @@ def test_cpus_of_the_pool_are_offline_and_have_no_topology(nitro_machine: Machin
     }
 
 
+def test_a_pointer_to_nowhere_is_efault(nitro_machine: MachineMaker, client: Client) -> None:
+    machine = nitro_machine()
+    assert client(machine, files.open_with_bad_pointers) == [errno.EFAULT, errno.EFAULT]
+    assert client(machine, creating.open_device) == 0
+
+
 def test_without_the_device_its_module_is_not_there_either(nitro_machine: MachineMaker, client: Client) -> None:
     assert client(nitro_machine(device=False), files.read_files, PARAMETER) == {PARAMETER: errno.ENOENT}
 

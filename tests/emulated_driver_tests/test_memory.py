@@ -147,6 +147,15 @@ def test_private_memory_written_after_a_fork_is_not_what_the_enclave_sees(
     assert found["moved_pages"] != 0
 
 
+def test_memory_written_after_its_registration_is_what_the_enclave_sees(
+    nitro_machine: MachineMaker, client: Client
+) -> None:
+    machine = nitro_machine(image=EIF, enclaves=QUIET, huge_pages_wanted=32)
+    client(machine, memory.write_after_registration, Layout().build().hex())
+    found = machine.wait_for_event("image")
+    assert (found["good"], found["moved_pages"]) == (True, 0)
+
+
 def test_shared_memory_written_after_a_fork_is(nitro_machine: MachineMaker, client: Client) -> None:
     shared = 1
     machine = nitro_machine(image=EIF, enclaves=QUIET, huge_pages_wanted=40)

@@ -63,6 +63,12 @@ def test_sockets_say_that_they_are_vsock(nitro_machine: MachineMaker, client: Cl
     }
 
 
+def test_the_log_tells_in_which_network_a_socket_was_made(nitro_machine: MachineMaker, client: Client) -> None:
+    machine = nitro_machine()
+    assert client(machine, vsock.make_in_two_networks) == [0, 0]
+    assert [entry["host_network"] for entry in machine.log if entry.get("call") == "socket"] == [True, False]
+
+
 def test_a_port_is_bound_once_and_free_with_its_last_holder(nitro_machine: MachineMaker, client: Client) -> None:
     assert client(nitro_machine(), vsock.bind_rules) == {
         "any": 0,

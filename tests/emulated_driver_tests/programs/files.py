@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 
@@ -41,6 +42,16 @@ def look_at_files() -> object:
         "absent": attempt(lambda: os.stat("/sys/module/nitro_enclaves/absent")),
         "others": os.path.exists("/etc/passwd") and open("/proc/self/comm").read().strip() != "",
     }
+
+
+def open_with_bad_pointers() -> object:
+    """A path at address 8, and how to open it there."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    errors = []
+    for path, how in ((ctypes.c_void_p(8), ctypes.create_string_buffer(24)), (DEVICE.encode(), ctypes.c_void_p(8))):
+        assert libc.syscall(ctypes.c_long(437), ctypes.c_long(-100), path, how, ctypes.c_size_t(24)) == -1
+        errors.append(ctypes.get_errno())
+    return errors
 
 
 def status_and_streams(status: int) -> object:

@@ -142,6 +142,17 @@ def place_image(path: str, *sizes_mib: int) -> object:
     return enclave.poll(1.0) if sizes_mib else 0
 
 
+def write_after_registration(image_hex: str) -> object:
+    """Pages that were never touched before they were registered."""
+    enclave = Enclave()
+    enclave.add_core()
+    memory = huge_map(ENOUGH)
+    enclave.add_map(memory)
+    image = bytes.fromhex(image_hex)
+    memory[8 * MIB : 8 * MIB + len(image)] = image
+    return enclave.start()
+
+
 def write_after_fork(flags: int, image_hex: str) -> object:
     """The hazard: memory registered, then a fork, then written."""
     enclave = Enclave()

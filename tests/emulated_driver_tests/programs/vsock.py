@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import select
@@ -55,6 +56,15 @@ def _local_cid(fd: int) -> int:
     argument = bytearray(4)
     fcntl.ioctl(fd, 0x7B9, argument)
     return int.from_bytes(argument, "little")
+
+
+def make_in_two_networks() -> object:
+    """A socket before and one after the process has gone into a network namespace of its own."""
+    new_network = 0x40000000
+    before = attempt(lambda: heartbeat_listener().close())
+    if ctypes.CDLL(None, use_errno=True).unshare(new_network):
+        return ctypes.get_errno()
+    return [before, attempt(lambda: heartbeat_listener().close())]
 
 
 def bind_rules() -> object:
