@@ -9,6 +9,7 @@ so all of them accept from one queue, and the port stays for as long as any of t
 accepts a connection that is not its own, or does not know yet, hands copies of it to all others; each answers only its
 own enclave. The messages, each with at most one descriptor:
 
+    here            nothing; whoever cannot take it is dead
     want <name>     the starter with that socket asks for the listening socket
     port            here it is
     beat <cid>      a connection that came from this CID
@@ -50,7 +51,10 @@ _KEPT_CIDS: Final = 256
 def default_directory() -> Path:
     """Where the starters of this user meet."""
     uid = os.geteuid()
-    return Path("/run/pyrune-heartbeat" if uid == 0 else f"/run/user/{uid}/pyrune-heartbeat")
+    if uid == 0:
+        return Path("/run/pyrune-heartbeat")
+    own = Path(f"/run/user/{uid}")
+    return own / "pyrune-heartbeat" if own.is_dir() else Path(f"/tmp/pyrune-heartbeat-{uid}")
 
 
 class HeartbeatPort:
@@ -214,6 +218,8 @@ class _Meeting:
         except OSError as exc:
             raise _directory_error(self._path, f"takes no socket (error {exc.errno})") from exc
         self._reactor.watch(self._sock.fileno(), READ, self._receive)
+        # Who was killed has left its socket here, and goes when nobody takes what is sent to it.
+        self.tell_others(b"here", None)
 
     def leave(self) -> None:
         """Be found no longer; what is still to be sent is sent. May be called again."""
