@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import boot, calls, creation, image_files, memory, nitro, streams
+from benchmarks.console import Silence
 from benchmarks.host import describe_host
 from benchmarks.report import Table, skipped, with_measured
-from benchmarks.workshop import Unavailable, Workshop, workshop
+from benchmarks.workshop import ProgramFailed, Unavailable, Workshop, workshop
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 DEFAULT_TURNS = 7
@@ -38,31 +39,31 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.write and options.only:
         parser.error("--write replaces all tables: leave out --only")
-    measured = _measure(options.only or list(PARTS), options.turns)
+    measured, failed = _measure(options.only or list(PARTS), options.turns)
     print(measured)
-    if options.write:
+    if options.write and not failed:
         DOCUMENT.write_text(with_measured(DOCUMENT.read_text(), measured))
-    return 0
+    return 1 if failed else 0
 
 
-def _measure(parts: Sequence[str], turns: int) -> str:
+def _measure(parts: Sequence[str], turns: int) -> tuple[str, bool]:
+    """All tables as one text, and whether a part failed: then the others are still worth reading."""
     load_before = os.getloadavg()[0]
     texts = []
+    failed = False
     with workshop(turns) as place:
         for part in parts:
-            texts.append(_one(part, place))
-    return "\n".join([describe_host(load_before).markdown(), *texts])
-
-
-def _one(part: str, place: Workshop) -> str:
-    print(f"{part} ...", end=" ", file=sys.stderr, flush=True)
-    started = time.monotonic()
-    try:
-        text = PARTS[part](place).markdown()
-    except Unavailable as exc:
-        text = skipped(part, str(exc))
-    print(f"{time.monotonic() - started:.0f} s", file=sys.stderr)
-    return text
+            print(f"{part} ...", end=" ", file=sys.stderr, flush=True)
+            started = time.monotonic()
+            try:
+                texts.append(PARTS[part](place).markdown())
+            except Unavailable as exc:
+                texts.append(skipped(part, str(exc)))
+            except (ProgramFailed, Silence) as exc:
+                failed = True
+                texts.append(skipped(part, f"it failed: {exc}"))
+            print(f"{time.monotonic() - started:.0f} s", file=sys.stderr)
+    return "\n".join([describe_host(load_before).markdown(), *texts]), failed
 
 
 if __name__ == "__main__":
