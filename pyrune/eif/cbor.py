@@ -62,6 +62,14 @@ def encode_text(text: str) -> bytes:
     return encode_head(TEXT, len(data)) + data
 
 
+def encode_byte_array(data: bytes) -> bytes:
+    """An array of integers, one for each byte: what a serialiser writes that does not know byte strings."""
+    return encode_head(ARRAY, len(data)) + b"".join(_INTEGERS[byte] for byte in data)
+
+
+_INTEGERS: Final = tuple(encode_head(UNSIGNED, byte) for byte in range(256))
+
+
 class _Reader:
     def __init__(self, data: bytes) -> None:
         self._data = data

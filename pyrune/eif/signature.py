@@ -5,15 +5,15 @@ per byte (the writer's serialiser does not know byte strings):
 
     [{"signing_certificate": [PEM...], "signature": [COSE_Sign1...]}]
 
-The signature is an untagged COSE_Sign1 array [protected, unprotected, payload, signature] with ES256, ES384 or
-ES512, as the curve of the certificate's key demands; what is signed is ["Signature1", protected, h'', payload]. The
-payload is the map {"register_index": 0, "register_value": [48 integers]}: PCR0, and nothing else of the image.
+The signature is an untagged COSE_Sign1 array with ES256, ES384 or ES512, as the curve of the certificate's key demands
+(`eif.cose`). Its payload is the map {"register_index": 0, "register_value": [48 integers]}: PCR0, and nothing else of
+the image.
 
 The certificate vouches for itself: nothing here says that its owner is trusted. Its hash becomes PCR8, and it is
 the key policy that names PCR8 which trusts. nitro-cli's run-enclave checks dates and signature but not that the
-signed PCR0 is the image's; here all three are checked.
+signed PCR0 is the image's; here all three are checked. `eif.signing` makes such sections.
 
-Sources: github.com/aws/aws-nitro-enclaves-image-format, src/defs/mod.rs, src/utils/eif_signer.rs; RFC 9052.
+Source: github.com/aws/aws-nitro-enclaves-image-format, src/defs/mod.rs, src/utils/eif_signer.rs.
 """
 
 from __future__ import annotations
@@ -25,25 +25,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from pyrune.eif import cbor
+from pyrune.eif import cbor, cose
 from pyrune.eif.cbor import CborError, Value
 from pyrune.errors import EifError, printable
 
 if TYPE_CHECKING:
     from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
 
     from pyrune.eif.format import Section
     from pyrune.eif.reader import EifImage
-
-_ALGORITHM: Final = 1  # the key of the algorithm in a COSE header, RFC 9052 section 3.1
-
-# COSE algorithm (RFC 9053 section 2.1) by the curve's name: its number and the bytes of each half of a signature.
-_BY_CURVE: Final = {
-    "secp256r1": (-7, 32),
-    "secp384r1": (-35, 48),
-    "secp521r1": (-36, 66),
-}
 
 # OpenSSL's long names (crypto/objects/objects.txt), which nitro-cli prints, for what certificates usually have.
 _NAMES: Final = {
@@ -71,9 +62,7 @@ class SignatureSection:
     """The contents of a signature section. `certificate_der` is the first certificate of the PEM text."""
 
     certificate_der: bytes
-    protected: bytes
-    payload: bytes
-    signature: bytes
+    sign1: cose.Sign1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +74,11 @@ class SigningCertificate:
     not_before: str
     not_after: str
     signature: str
+
+    @property
+    def outside_of_dates(self) -> str:
+        """What there is to say when it is not valid at present."""
+        return f"the signing certificate is valid only from {self.not_before} to {self.not_after}"
 
     def as_json(self) -> dict[str, object]:
         """The object that nitro-cli prints as SigningCertificate."""
@@ -114,16 +108,16 @@ class SignatureReport:
         if not self.pcr0_matches:
             return "the signature is for another PCR0 than the image has"
         if not self.within_dates:
-            not_before, not_after = self.certificate.not_before, self.certificate.not_after
-            return f"the signing certificate is valid only from {not_before} to {not_after}"
+            return self.certificate.outside_of_dates
         return ""
 
 
 def parse_signature(data: bytes) -> SignatureSection:
     """The contents of the signature section `data`. Checks structure only. Raises EifError."""
     try:
-        certificate, cose = _entry(cbor.decode(data))
-        return SignatureSection(first_certificate(certificate, "the signature section"), *_cose_sign1(cose))
+        certificate, signature = _entry(cbor.decode(data))
+        sign1 = cose.decode_sign1(signature)
+        return SignatureSection(first_certificate(certificate, "the signature section"), sign1)
     except CborError as exc:
         raise EifError(f"the signature section is not what nitro-cli writes: {exc}") from exc
 
@@ -135,14 +129,13 @@ def check_signature(section: SignatureSection, pcr0: str, now: datetime | None =
     """
     from cryptography import x509
 
-    now = now or datetime.now(UTC)
-    with _translated("the signature cannot be checked"):
+    with translated("the signature cannot be checked"):
         certificate = x509.load_der_x509_certificate(section.certificate_der)
         return SignatureReport(
-            certificate=_describe_certificate(certificate),
-            signature_valid=_signature_valid(section, certificate),
-            pcr0_matches=_signed_pcr0(section.payload) == pcr0,
-            within_dates=certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc,
+            certificate=describe_certificate(certificate),
+            signature_valid=cose.verify(section.sign1, signing_key(certificate)),
+            pcr0_matches=_signed_pcr0(section.sign1.payload) == pcr0,
+            within_dates=within_dates(certificate, now),
         )
 
 
@@ -154,7 +147,7 @@ def require_signed(image: EifImage, section: Section, data: bytes, pcr0: str) ->
 
 
 @contextmanager
-def _translated(problem: str) -> Iterator[None]:
+def translated(problem: str) -> Iterator[None]:
     """Turn what a certificate or a signature of anyone's making raises into an EifError."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.x509 import InvalidVersion
@@ -187,22 +180,40 @@ def _bytes_of(numbers: list[Value]) -> bytes:
     return bytes(number for number in numbers if isinstance(number, int))
 
 
-def _cose_sign1(cose: bytes) -> tuple[bytes, bytes, bytes]:
-    """Protected header, payload and signature of a COSE_Sign1 array."""
-    match cbor.decode(cose):
-        case [bytes(protected), dict(), bytes(payload), bytes(signature)]:
-            return protected, payload, signature
-        case _:
-            raise CborError("the signature is no COSE_Sign1 array", 0)
-
-
 def first_certificate(pem: bytes, label: str) -> bytes:
     """The DER bytes of the first certificate of a PEM text. Raises EifError, which names `label`, if there is none."""
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding
 
-    with _translated(f"{label} holds no readable certificate"):
+    with translated(f"{label} holds no readable certificate"):
         return x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+
+
+def encode_payload(pcr0: str) -> bytes:
+    """What is signed of an image with this PCR0."""
+    return b"".join(
+        (
+            cbor.encode_head(cbor.MAP, 2),
+            cbor.encode_text("register_index"),
+            cbor.encode_head(cbor.UNSIGNED, 0),
+            cbor.encode_text("register_value"),
+            cbor.encode_byte_array(bytes.fromhex(pcr0)),
+        )
+    )
+
+
+def encode_section(certificate_pem: bytes, sign1: cose.Sign1) -> bytes:
+    """The data of a signature section."""
+    return b"".join(
+        (
+            cbor.encode_head(cbor.ARRAY, 1),
+            cbor.encode_head(cbor.MAP, 2),
+            cbor.encode_text("signing_certificate"),
+            cbor.encode_byte_array(certificate_pem),
+            cbor.encode_text("signature"),
+            cbor.encode_byte_array(sign1.encode()),
+        )
+    )
 
 
 def _signed_pcr0(payload: bytes) -> str | None:
@@ -214,46 +225,24 @@ def _signed_pcr0(payload: bytes) -> str | None:
             return None
 
 
-def _signature_valid(section: SignatureSection, certificate: x509.Certificate) -> bool:
-    """Whether the key of `certificate` made the signature. Raises ValueError for a key that cannot have made one."""
-    from cryptography.exceptions import InvalidSignature
+def signing_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
+    """The key of a certificate. Raises ValueError if it is of a kind that signs no images."""
     from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
     key = certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _BY_CURVE:
+    if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ValueError("the certificate's key is none on the curves P-256, P-384 and P-521")
-    algorithm, half = _BY_CURVE[key.curve.name]
-    if cbor.decode(section.protected) != {_ALGORITHM: algorithm} or len(section.signature) != 2 * half:
-        return False
-    r, s = (int.from_bytes(part, "big") for part in (section.signature[:half], section.signature[half:]))
-    try:
-        key.verify(encode_dss_signature(r, s), _signed_bytes(section), ec.ECDSA(_hash_of(algorithm)))
-    except InvalidSignature:
-        return False
-    return True
+    cose.algorithm_of(key.curve)
+    return key
 
 
-def _hash_of(algorithm: int) -> hashes.HashAlgorithm:
-    from cryptography.hazmat.primitives import hashes
-
-    return {-7: hashes.SHA256(), -35: hashes.SHA384(), -36: hashes.SHA512()}[algorithm]
-
-
-def _signed_bytes(section: SignatureSection) -> bytes:
-    """The Sig_structure of RFC 9052 section 4.4."""
-    return b"".join(
-        (
-            cbor.encode_head(cbor.ARRAY, 4),
-            cbor.encode_text("Signature1"),
-            cbor.encode_bytes(section.protected),
-            cbor.encode_bytes(b""),
-            cbor.encode_bytes(section.payload),
-        )
-    )
+def within_dates(certificate: x509.Certificate, now: datetime | None = None) -> bool:
+    """Whether a certificate is valid at a time, by default at present."""
+    return certificate.not_valid_before_utc <= (now or datetime.now(UTC)) <= certificate.not_valid_after_utc
 
 
-def _describe_certificate(certificate: x509.Certificate) -> SigningCertificate:
+def describe_certificate(certificate: x509.Certificate) -> SigningCertificate:
+    """What nitro-cli would tell of it. Raises ValueError for some certificates of someone's own making."""
     names = {
         _NAMES.get(attribute.oid.dotted_string, attribute.oid.dotted_string): _text(attribute.value)
         for attribute in certificate.issuer

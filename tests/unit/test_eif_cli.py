@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from pyrune.eif_cli import eif
 from pyrune.errors import EifError
 from tests.unit.eif.kernels import bzimage
-from tests.unit.eif.signing import signer
+from tests.unit.eif.signing import lasting_signer, signer
 from tests.unit.eif.test_measure import pcr
 
 
@@ -75,3 +79,70 @@ def test_pcr_of_nothing_is_one_clear_error(parts: Path, option: str) -> None:
 
 def test_a_certificate_that_is_none_is_refused(parts: Path) -> None:
     assert "no readable certificate" in str(run("pcr", "--signing-certificate", parts / "kernel").exception)
+
+
+@pytest.fixture
+def built(parts: Path) -> Path:
+    """A directory with an image, `image.eif`, and `crt` and `key` to sign it with."""
+    someone = lasting_signer()
+    (parts / "crt").write_bytes(someone.pem)
+    (parts / "key").write_bytes(someone.key_pem)
+    words = ("build", "--kernel", parts / "kernel", "--cmdline", "panic=1", "--ramdisk", parts / "tree")
+    assert run(*words, "--output", parts / "image.eif").exit_code == 0
+    return parts
+
+
+def test_an_image_is_signed_in_its_place_or_in_another(built: Path) -> None:
+    words = ("sign", built / "image.eif", "--signing-certificate", built / "crt", "--private-key", built / "key")
+    result = run(*words, "--output", built / "signed.eif")
+    assert json.loads(run("describe", built / "image.eif").stdout)["IsSigned"] is False
+    assert run(*words).stdout == result.stdout
+    assert (built / "image.eif").read_bytes() == (built / "signed.eif").read_bytes()
+    described = json.loads(run("describe", built / "image.eif").stdout)
+    assert (described["IsSigned"], described["SignatureCheck"], described["CheckCRC"]) == (True, True, True)
+    assert json.loads(result.stdout) == {"Measurements": described["Measurements"]}
+
+
+def test_build_signs_as_sign_does(built: Path) -> None:
+    signing = ("--signing-certificate", built / "crt", "--private-key", built / "key")
+    words = ("build", "--kernel", built / "kernel", "--cmdline", "panic=1", "--ramdisk", built / "tree")
+    run(*words, "--name", "image", "--output", built / "at-once.eif", *signing)
+    run("sign", built / "image.eif", *signing)
+    assert (built / "at-once.eif").read_bytes() == (built / "image.eif").read_bytes()
+
+
+def test_a_key_may_be_elsewhere(built: Path) -> None:
+    words = ("sign", built / "image.eif", "--signing-certificate", built / "crt")
+    printed = json.loads(run(*words, "--print-payload", "--output", built / "payload").stdout)
+    payload = (built / "payload").read_bytes()
+    assert base64.b64decode(printed["ToBeSigned"]["Base64"]) == bytes.fromhex(printed["ToBeSigned"]["Hex"]) == payload
+    assert json.loads(run(*words, "--print-payload").stdout) == printed
+    assert json.loads(run("describe", built / "image.eif").stdout)["IsSigned"] is False
+    key = load_pem_private_key((built / "key").read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    (built / "signature").write_bytes(key.sign(payload, ec.ECDSA(hashes.SHA384())))
+    assert run(*words, "--signature", built / "signature").exit_code == 0
+    assert json.loads(run("describe", built / "image.eif").stdout)["SignatureCheck"] is True
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["sign", "image.eif", "--signing-certificate", "crt"],
+        ["sign", "image.eif", "--signing-certificate", "crt", "--private-key", "key", "--print-payload"],
+        ["sign", "image.eif", "--signing-certificate", "crt", "--private-key", "key", "--signature", "key"],
+        ["sign", "image.eif", "--private-key", "key"],
+        [
+            *("build", "--kernel", "kernel", "--cmdline", "a", "--ramdisk", "tree"),
+            "--output",
+            "x",
+            "--private-key",
+            "y",
+        ],
+    ],
+)
+def test_options_of_signing_that_do_not_fit_are_refused(
+    built: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.chdir(built)
+    assert run(*options).exit_code == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
 NOON = datetime(2026, 4, 1, 12, 0, 0, tzinfo=UTC)
@@ -30,6 +30,12 @@ class Signer:
     hash: hashes.HashAlgorithm
     half: int
     certificate: x509.Certificate
+    deterministic: bool = False
+
+    @property
+    def key_pem(self) -> bytes:
+        encoding: bytes = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        return encoding
 
     @property
     def pem(self) -> bytes:
@@ -42,7 +48,9 @@ class Signer:
     def cose(self, payload: bytes) -> bytes:
         protected = cbor2.dumps({1: self.algorithm})
         signed = cbor2.dumps(["Signature1", protected, b"", payload])
-        r, s = decode_dss_signature(self.key.sign(signed, ec.ECDSA(self.hash)))
+        r, s = decode_dss_signature(
+            self.key.sign(signed, ec.ECDSA(self.hash, deterministic_signing=self.deterministic))
+        )
         halves = r.to_bytes(self.half, "big") + s.to_bytes(self.half, "big")
         return cbor2.dumps([protected, {}, payload, halves])
 
@@ -55,7 +63,9 @@ def section(pem: bytes, cose: bytes) -> bytes:
     return cbor2.dumps([{"signing_certificate": list(pem), "signature": list(cose)}])
 
 
-def certificate_for(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, days: int = 30) -> x509.Certificate:
+def certificate_for(
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, days: int = 30, start: datetime = NOON
+) -> x509.Certificate:
     name = x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, 'Amazing "Enclaves"'),
@@ -64,7 +74,7 @@ def certificate_for(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, days: i
         ]
     )
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-    builder = builder.serial_number(7).not_valid_before(NOON).not_valid_after(NOON + timedelta(days=days))
+    builder = builder.serial_number(7).not_valid_before(start).not_valid_after(start + timedelta(days=days))
     return builder.sign(key, hashes.SHA384())
 
 
@@ -72,3 +82,10 @@ def signer(number: int = 1) -> Signer:
     curve, algorithm, digest, half = CURVES[number]
     key = ec.generate_private_key(curve)
     return Signer(key, algorithm, digest, half, certificate_for(key))
+
+
+def lasting_signer(number: int = 1) -> Signer:
+    """One whose certificate is valid whenever the tests run."""
+    someone = signer(number)
+    start = datetime.now(UTC) - timedelta(days=1)
+    return replace(someone, certificate=certificate_for(someone.key, 400, start), deterministic=True)

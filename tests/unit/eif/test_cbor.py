@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyrune.eif.cbor import CborError, decode, encode_bytes, encode_head, encode_text
+from pyrune.eif.cbor import CborError, decode, encode_byte_array, encode_bytes, encode_head, encode_text
 
 VALUES = st.recursive(
     st.integers(-(1 << 64), (1 << 64) - 1) | st.binary(max_size=300) | st.text(max_size=300),
@@ -81,3 +81,8 @@ def test_a_number_that_does_not_fit_is_refused() -> None:
 def test_strings_are_written_as_cbor2_writes_them(data: bytes, text: str) -> None:
     assert encode_bytes(data) == cbor2.dumps(data)
     assert encode_text(text) == cbor2.dumps(text)
+
+
+@given(st.binary(max_size=300))
+def test_an_array_of_bytes_is_an_array_of_integers(data: bytes) -> None:
+    assert encode_byte_array(data) == cbor2.dumps(list(data))

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyrune.eif.cose import Sign1
 from pyrune.eif.measure import measure, pcr8_of_certificate
 from pyrune.eif.signature import SignatureReport, SignatureSection, check_signature, parse_signature
 from pyrune.errors import EifError
@@ -39,9 +40,9 @@ def test_the_layout_is_that_of_nitro_cli() -> None:
     # An array of one map whose first key is the certificate, its value an array of small integers.
     assert data.startswith(b"\x81\xa2\x73signing_certificate\x99")
     parsed = parse_signature(data)
-    assert parsed.protected == bytes.fromhex("a1013822")
+    assert parsed.sign1.protected == bytes.fromhex("a1013822")
     assert parsed.certificate_der == someone.der
-    assert len(parsed.signature) == 96
+    assert len(parsed.sign1.signature) == 96
 
 
 def test_the_certificate_is_described_as_nitro_cli_does() -> None:
@@ -218,4 +219,4 @@ def test_a_certificate_with_an_impossible_country_is_described_without_a_warning
 
 def test_a_certificate_of_der_junk_is_an_error_of_the_check() -> None:
     with pytest.raises(EifError, match="cannot be checked"):
-        check_signature(SignatureSection(b"junk", b"", b"", b""), PCR0)
+        check_signature(SignatureSection(b"junk", Sign1(b"", b"", b"")), PCR0)
