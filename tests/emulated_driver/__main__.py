@@ -36,11 +36,15 @@ def main() -> None:
     if options.serve == bool(options.command):
         parser.error("either --serve or a command")
     scenario = Scenario.load(options.scenario) if options.scenario else Scenario()
-    control = options.control or Path(tempfile.mkdtemp(prefix="emulated-driver-")) / "control"
+    own_directory = None
+    control = options.control
+    if control is None:
+        own_directory = Path(tempfile.mkdtemp(prefix="emulated-driver-"))
+        control = own_directory / "control"
     if options.serve:
         _serve(scenario, options.log, control, linger=True)
     else:
-        _serve_in_background(scenario, options.log, control)
+        _serve_in_background(scenario, options.log, control, own_directory)
         argv = [*launcher(control), *options.command]
         os.execv(argv[0], argv)
 
@@ -53,7 +57,7 @@ def _serve(scenario: Scenario, log: Path, control: Path, *, linger: bool) -> Non
     supervisor.run()
 
 
-def _serve_in_background(scenario: Scenario, log: Path, control: Path) -> None:
+def _serve_in_background(scenario: Scenario, log: Path, control: Path, own_directory: Path | None) -> None:
     """As nobody's child, so that the command does not meet a child that it does not know."""
     read_end, write_end = os.pipe()
     child = os.fork()
@@ -65,6 +69,8 @@ def _serve_in_background(scenario: Scenario, log: Path, control: Path) -> None:
             os.dup2(null, 0)
             os.closerange(3, 1 << 16)
             _serve(scenario, log, control, linger=False)
+            if own_directory is not None:
+                own_directory.rmdir()
         os._exit(0)
     os.close(write_end)
     os.waitpid(child, 0)

@@ -53,12 +53,13 @@ class Supervisor:
         try:
             self._reactor.run()
         finally:
-            self._control.close()
             for enclave in self._driver.enclaves():
                 if enclave.life is not None:
                     enclave.life.end()
             self._room.close()
             self._place.cleanup()
+            # Last: who waits for the end looks for this socket.
+            self._control.close()
 
     def stop(self) -> None:
         self._reactor.call_soon(self._reactor.stop)
