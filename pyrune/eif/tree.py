@@ -3,8 +3,8 @@
 What goes in: names, modes, symbolic links as they are, hard links within the tree as hard links, file contents.
 What does not: the order of the file system (names are sorted bytewise, a directory before what is in it), times
 (all are `MTIME`), owners (all are root, unless asked for), extended attributes and with them file capabilities
-(the format has no place for them). Sockets are refused; FIFOs and devices are refused unless asked for, as a tree
-that holds any is more likely a mistake.
+(the format has no place for them; they can be refused). Sockets are refused; FIFOs and devices are refused unless
+asked for, as a tree that holds any is more likely a mistake.
 
 A tree is scanned first, which gives its size, and read afterwards, through the directory's descriptor and never
 through a symbolic link, so that nothing outside it can get in. What changes in between is an error.
@@ -12,38 +12,50 @@ through a symbolic link, so that nothing outside it can get in. What changes in 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from pyrune.eif.cpio import CpioWriter, Entry, Sink, archive_bytes, refuse_impossible
+from pyrune.eif.cpio import Entry, Sink, refuse_impossible
 from pyrune.eif.files import CHUNK_BYTES, chunks, kind_of, open_regular, quoted, reason
+from pyrune.eif.format import Chunk
+from pyrune.eif.ramdisk import MTIME, InMemory, Node, Ramdisk
 from pyrune.errors import EifError
-
-# 1980-01-01T00:00:00Z, the earliest time that ZIP files can hold: programs that pack their own files still work.
-MTIME: Final = 315_532_800
 
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
-    """A file to be packed: its path below the directory, its entry, and which file it is on this machine."""
+# Attributes that belong to the machine where a file lies, not to the file: labels, and what overlayfs notes down.
+_OF_THE_MACHINE: Final = (b"security.selinux", b"security.ima", b"security.evm", b"trusted.overlay.")
 
-    path: bytes
-    entry: Entry
-    inode: tuple[int, int]
-    target: bytes = b""
 
-    @property
-    def is_regular(self) -> bool:
-        return stat.S_ISREG(self.entry.mode)
+class _TreeFile:
+    """The data of a regular file of a tree, which must still be as it was when the tree was scanned."""
+
+    __slots__ = ("_path", "_state", "_tree")
+
+    def __init__(self, tree: Tree, path: bytes, status: os.stat_result) -> None:
+        self._tree = tree
+        self._path = path
+        self._state = _state(status)
+
+    def pieces(self) -> Iterator[Chunk]:
+        """What the file holds."""
+        return self._tree.data(self._path, self._state)
+
+
+def _state(status: os.stat_result) -> bytes:
+    """What differs when a file is another one, or was written to. One object of a tree's many files, so a small one."""
+    return b"%d %d %d %d %d" % (
+        *(status.st_dev, status.st_ino, status.st_size),
+        *(status.st_mtime_ns, status.st_ctime_ns),
+    )
 
 
 class Tree:
@@ -60,11 +72,14 @@ class Tree:
         prefix: str = "",
         keep_owners: bool = False,
         keep_devices: bool = False,
+        refuse_attributes: bool = False,
     ) -> None:
         self._label = quoted(os.fspath(directory))
+        self._refuse_attributes = refuse_attributes
         self._keep_owners = keep_owners
         self._keep_devices = keep_devices
         self._prefix = _prefix_parts(prefix)
+        self._buffer = bytearray(CHUNK_BYTES)
         try:
             self._fd = os.open(directory, _DIRECTORY_FLAGS)
         except OSError as exc:
@@ -72,27 +87,30 @@ class Tree:
         except ValueError as exc:
             raise EifError(f"folder {self._label} cannot be packed: its path is no file name") from exc
         try:
-            self._nodes = _without_repeated_data([*self._scan_prefix(), *self._scan()])
+            self.nodes = [*self._scan_prefix(), *self._scan()]
+            self._ramdisk = Ramdisk(self.nodes)
         except BaseException:
             self.close()
             raise
-        self.size_bytes = archive_bytes(node.entry for node in self._nodes)
+        self.size_bytes = self._ramdisk.size_bytes
 
     def write(self, out: Sink) -> None:
         """Write the archive, `size_bytes` long. Raises EifError if a file is not as it was when it was scanned."""
-        writer = CpioWriter(out)
-        links = Counter(node.inode for node in self._nodes if node.is_regular)
-        numbers: dict[tuple[int, int], int] = {}
-        buffer = bytearray(CHUNK_BYTES)
-        for node in self._nodes:
-            if not node.is_regular:
-                writer.add(node.entry, [node.target] if node.target else ())
-            elif node.inode in numbers:
-                writer.add(node.entry, ino=numbers[node.inode], nlink=links[node.inode])
-            else:
-                data = self._data(node, buffer)
-                numbers[node.inode] = writer.add(node.entry, data, nlink=links[node.inode])
-        writer.finish()
+        self._ramdisk.write(out)
+
+    def data(self, path: bytes, state: bytes) -> Iterator[Chunk]:
+        """What the regular file at `path` below the directory holds, if it still is in that state. Raises EifError."""
+        label = self._quoted(path)
+        folder, _, name = path.rpartition(b"/")
+        with self._directory(folder) as parent_fd:
+            fd, size_bytes = open_regular(name, label, dir_fd=parent_fd, follow=False)
+        try:
+            if _state(os.fstat(fd)) == state:
+                yield from chunks(fd, 0, size_bytes, self._buffer, label)
+            if _state(os.fstat(fd)) != state:
+                raise EifError(f"{label} changed while it was packed")
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """Close the descriptor. A second call does nothing."""
@@ -108,30 +126,37 @@ class Tree:
     ) -> None:
         self.close()
 
-    def _scan_prefix(self) -> Iterator[_Node]:
+    def _scan_prefix(self) -> Iterator[Node]:
+        top = os.fstat(self._fd)
         for depth in range(1, len(self._prefix) + 1):
-            mode = os.fstat(self._fd).st_mode if depth == len(self._prefix) else stat.S_IFDIR | 0o755
-            yield _Node(b"", Entry(b"/".join(self._prefix[:depth]), mode, mtime=MTIME), (-1, depth))
+            entry = Entry(b"/".join(self._prefix[:depth]), stat.S_IFDIR | 0o755, mtime=MTIME)
+            if depth == len(self._prefix):
+                owners = (top.st_uid, top.st_gid) if self._keep_owners else (0, 0)
+                entry = replace(entry, mode=top.st_mode, uid=owners[0], gid=owners[1])
+            yield Node(entry, InMemory(b""))
 
-    def _scan(self) -> Iterator[_Node]:
+    def _scan(self) -> Iterator[Node]:
         # What is still to be visited, the next one last.
         pending = self._children(b"")[::-1]
         while pending:
-            node = pending.pop()
+            path, node = pending.pop()
             yield node
             if stat.S_ISDIR(node.entry.mode):
-                pending += self._children(node.path)[::-1]
+                pending += self._children(path)[::-1]
 
-    def _children(self, path: bytes) -> list[_Node]:
+    def _children(self, path: bytes) -> list[tuple[bytes, Node]]:
         """What is in the directory `path`, sorted."""
         with self._directory(path) as fd:
             names = sorted(os.fsencode(name) for name in os.listdir(fd))
-            return [self._node(fd, name, path + b"/" + name if path else name) for name in names]
+            paths = [path + b"/" + name if path else name for name in names]
+            return [(below, self._node(fd, name, below)) for name, below in zip(names, paths, strict=True)]
 
-    def _node(self, parent_fd: int, name: bytes, path: bytes) -> _Node:
+    def _node(self, parent_fd: int, name: bytes, path: bytes) -> Node:
         status = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
         target = os.readlink(name, dir_fd=parent_fd) if stat.S_ISLNK(status.st_mode) else b""
         self._refuse_special(path, status.st_mode)
+        if self._refuse_attributes:
+            refuse_attributes(_attributes(parent_fd, name), self._quoted(path))
         is_device = stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
         entry = Entry(
             name=b"/".join((*self._prefix, path)),
@@ -144,26 +169,15 @@ class Tree:
             rdev_minor=os.minor(status.st_rdev) if is_device else 0,
         )
         refuse_impossible(entry)
-        return _Node(path, entry, (status.st_dev, status.st_ino), target)
+        if not stat.S_ISREG(status.st_mode):
+            return Node(entry, InMemory(target))
+        return Node(entry, _TreeFile(self, path, status), (status.st_dev, status.st_ino))
 
     def _refuse_special(self, path: bytes, mode: int) -> None:
         if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
             return
         if not self._keep_devices or stat.S_ISSOCK(mode):
             raise EifError(f"{self._quoted(path)} cannot be packed: it is {kind_of(mode)}")
-
-    def _data(self, node: _Node, buffer: bytearray) -> Iterator[memoryview]:
-        label = self._quoted(node.path)
-        folder, _, name = node.path.rpartition(b"/")
-        with self._directory(folder) as parent_fd:
-            fd, size_bytes = open_regular(name, label, dir_fd=parent_fd, follow=False)
-        try:
-            status = os.fstat(fd)
-            if (status.st_dev, status.st_ino) != node.inode or size_bytes != node.entry.size_bytes:
-                raise EifError(f"{label} changed while it was packed")
-            yield from chunks(fd, 0, size_bytes, buffer, label)
-        finally:
-            os.close(fd)
 
     @contextmanager
     def _directory(self, path: bytes) -> Iterator[int]:
@@ -206,13 +220,20 @@ def _prefix_parts(prefix: str) -> tuple[bytes, ...]:
     return parts
 
 
-def _without_repeated_data(nodes: Iterable[_Node]) -> list[_Node]:
-    """The nodes, those without data that are hard links to an earlier one."""
-    seen: set[tuple[int, int]] = set()
-    result: list[_Node] = []
-    for node in nodes:
-        if node.is_regular and node.inode in seen:
-            node = replace(node, entry=replace(node.entry, size_bytes=0))
-        seen.add(node.inode)
-        result.append(node)
-    return result
+def refuse_attributes(names: Iterable[bytes], label: str) -> None:
+    """Raise EifError if one of these names of extended attributes means anything to the file's users."""
+    for name in names:
+        if not name.startswith(_OF_THE_MACHINE):
+            raise EifError(
+                f"{label} has the extended attribute {quoted(name)}, which a ramdisk cannot hold; remove it there"
+            )
+
+
+def _attributes(parent_fd: int, name: bytes) -> list[bytes]:
+    try:
+        found = os.listxattr(b"/proc/self/fd/%d/%s" % (parent_fd, name), follow_symlinks=False)
+    except OSError as exc:
+        if exc.errno == errno.ENOTSUP:
+            return []
+        raise
+    return [os.fsencode(attribute) for attribute in found]

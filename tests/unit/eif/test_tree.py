@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from pyrune.eif.cpio import CpioReader, Entry
-from pyrune.eif.tree import MTIME, Tree, write_tree
+from pyrune.eif.format import Chunk
+from pyrune.eif.ramdisk import MTIME
+from pyrune.eif.tree import Tree, write_tree
 from pyrune.errors import EifError
 
 
@@ -210,8 +212,22 @@ def lengthen(path: Path) -> None:
     os.truncate(path, 1000)
 
 
+def rewrite_at_the_same_size(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(0, 0))
+
+
 @pytest.mark.parametrize(
-    "change", [replace_by_symlink, replace_by_copy, replace_folder_by_symlink, shorten, lengthen, Path.unlink]
+    "change",
+    [
+        replace_by_symlink,
+        replace_by_copy,
+        replace_folder_by_symlink,
+        shorten,
+        lengthen,
+        rewrite_at_the_same_size,
+        Path.unlink,
+    ],
 )
 def test_what_changes_between_scan_and_reading_is_an_error(tree: Path, change: Callable[[Path], None]) -> None:
     with Tree(tree) as scanned:
@@ -225,6 +241,26 @@ def test_what_is_no_directory_is_one_clear_error(tmp_path: Path, name: str) -> N
     (tmp_path / "file").touch()
     with pytest.raises(EifError, match="cannot be packed"):
         Tree(tmp_path / name)
+
+
+def test_a_file_that_is_written_to_while_it_is_packed_is_an_error(tree: Path) -> None:
+    class Meddler:
+        def write(self, data: Chunk, /) -> None:
+            if bytes(data) == b"bin/sh":
+                rewrite_at_the_same_size(tree / "bin" / "sh")
+
+    with Tree(tree) as scanned, pytest.raises(EifError, match="tree/bin/sh changed while it was packed"):
+        scanned.write(Meddler())
+
+
+def test_extended_attributes_are_refused_if_asked_for(tree: Path) -> None:
+    try:
+        os.setxattr(tree / "init", b"user.note", b"x")
+    except OSError:
+        pytest.skip("attributes: this file system has none")
+    assert b"init" in unpacked(packed(tree))
+    with pytest.raises(EifError, match=r"tree/init has the extended attribute user\.note"):
+        Tree(tree, refuse_attributes=True)
 
 
 def test_a_failed_scan_leaves_no_descriptor(tree: Path) -> None:
