@@ -94,6 +94,9 @@ ARGUMENTS: Final = (
     Argument("image", "the enclave image, an absolute path without spaces and commas", "none"),
     Argument("memory", "memory in MiB, or with suffix M, G or T", "512 or what the image needs"),
     Argument("vcpus", f"virtual CPUs, 1 to {MAX_VCPUS}", "2"),
+    Argument(
+        "cpu_ids", "instead of vcpus: which CPUs of the enclave CPU pool, such as 2-3:6-7; for Nitro alone", "any"
+    ),
     Argument("cid", f"the enclave's vsock address, {MIN_CID} to {MAX_CID}", "a free one"),
     Argument("debug", "true for debug mode, which the annotation alone can ask for, or false", "false"),
 )
@@ -110,6 +113,7 @@ class EnclaveRequest:
     image: str | None = None
     memory_mib: int | None = None
     vcpus: int | None = None
+    cpu_ids: tuple[int, ...] = ()
     cid: int | None = None
     debug: bool = False
     loglevel: LogLevel = LogLevel.INFO
@@ -134,6 +138,7 @@ def enclave_request(annotations: Mapping[str, str], env: Iterable[str]) -> Encla
         image=_image(values.get("image")),
         memory_mib=_memory_mib(values.get("memory")),
         vcpus=_number(values.get("vcpus"), "vcpus", 1, MAX_VCPUS, "give a whole number of CPUs"),
+        cpu_ids=_cpu_ids(values.get("cpu_ids"), values.get("vcpus")),
         cid=_number(values.get("cid"), "cid", MIN_CID, MAX_CID, "leave it out to have a free one chosen"),
         debug=_debug(values.get("debug")),
         loglevel=level,
@@ -208,6 +213,25 @@ def _memory_mib(setting: Setting | None) -> int | None:
     if not 1 <= mib <= MAX_MEMORY_MIB:
         raise _wrong(setting, "memory", f"is not from 1 to {MAX_MEMORY_MIB} MiB", remedy)
     return mib
+
+
+def _cpu_ids(setting: Setting | None, vcpus: Setting | None) -> tuple[int, ...]:
+    """CPUs by number, in their order. CPU 0 is never an enclave's."""
+    if setting is None:
+        return ()
+    if vcpus is not None:
+        raise AnnotationError(setting.name, "vcpus= and cpu_ids= are both given", remedy="remove one of the two")
+    found: list[int] = []
+    for part in setting.value.split(":"):
+        matched = re.fullmatch("([1-9][0-9]{0,4})(?:-([1-9][0-9]{0,4}))?", part)
+        if matched is None:
+            remedy = "give numbers above 0 or ranges of them, with a colon between, such as 2-3:6-7"
+            raise _wrong(setting, "cpu_ids", "is no list of CPUs", remedy)
+        found.extend(range(int(matched[1]), int(matched[2] or matched[1]) + 1))
+    if not found or len(set(found)) < len(found) or len(found) > MAX_VCPUS:
+        remedy = f"name 1 to {MAX_VCPUS} CPUs, each once"
+        raise _wrong(setting, "cpu_ids", "names no CPU, one twice, or too many", remedy)
+    return tuple(found)
 
 
 def _debug(setting: Setting | None) -> bool:

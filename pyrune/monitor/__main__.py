@@ -79,6 +79,7 @@ def _serve(order: MonitorOrder) -> int:
         vcpus=order.vcpus,
         enclave_cid=order.enclave_cid,
         debug=order.debug,
+        cpu_ids=order.cpu_ids,
     )
     monitor.prepare(load_backend(BackendName(order.backend)), spec, order.boot_timeout_s)
     os.close(order.image_fd)

@@ -34,6 +34,7 @@ class MonitorOrder:
     boot_timeout_s: float | None
     log_level: str
     notes: tuple[str, ...]
+    cpu_ids: tuple[int, ...] = ()
 
     def descriptors(self) -> list[int]:
         """Every descriptor that the order names."""
@@ -56,7 +57,8 @@ class MonitorOrder:
         content = os.pread(fd, os.fstat(fd).st_size, 0)
         os.close(fd)
         raw = json.loads(content)
-        return cls(**{**raw, "backend": BackendName(raw["backend"]), "notes": tuple(raw["notes"])})
+        tuples = {"notes": tuple(raw["notes"]), "cpu_ids": tuple(raw["cpu_ids"])}
+        return cls(**{**raw, "backend": BackendName(raw["backend"]), **tuples})
 
 
 def report_ready(fd: int) -> None:

@@ -28,7 +28,7 @@ class Nitro(Pyrune):
 
     def nitro_bundle(self, image: Path, *, memory: str = "64", vcpus: str = "2", more: str = "") -> Path:
         """A bundle; `more` goes into enclave.runtime.args, such as "debug=true cid=99"."""
-        arguments = f"image={image} memory={memory} vcpus={vcpus} {more}".strip()
+        arguments = f"image={image} memory={memory} {f'vcpus={vcpus}' if vcpus else ''} {more}"
         path = self.directory / f"bundle-{len(list(self.directory.glob('bundle-*')))}"
         (path / "rootfs").mkdir(parents=True)
         config = {

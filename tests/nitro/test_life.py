@@ -114,6 +114,31 @@ def test_an_odd_count_of_vcpus_is_rounded_up_to_full_cores(nitro: NitroMaker, im
     assert "4 vCPUs instead of 3: only full cores" in pyrune.file("one", "monitor.log")
 
 
+def test_named_cpus_are_the_enclaves(nitro: NitroMaker, image: Path) -> None:
+    pyrune = nitro()
+    pyrune.create("one", pyrune.nitro_bundle(image, vcpus="", more="cpu_ids=6:2"))
+    assert pyrune.annotations("one")["vcpus"] == "2"
+    pyrune.ok("start", "one")
+    assert [enclave.vcpus for enclave in pyrune.machine.enclaves] == [[6, 2]]
+
+
+def test_half_a_core_by_name_is_refused_by_the_driver(nitro: NitroMaker, image: Path) -> None:
+    pyrune = nitro()
+    pyrune.create("one", pyrune.nitro_bundle(image, vcpus="", more="cpu_ids=2"))
+    message = pyrune.refused("start", "one")
+    assert "the enclave has only one of two CPUs of a core (error 269); give it both" in message
+    assert pyrune.machine.leaks() == []
+
+
+def test_a_named_cpu_that_is_another_enclaves_is_told(nitro: NitroMaker, image: Path) -> None:
+    pyrune = nitro(pages=66)
+    pyrune.create("one", pyrune.nitro_bundle(image, vcpus="", more="cpu_ids=2:6"))
+    bundle = pyrune.nitro_bundle(image, vcpus="", more="cpu_ids=1:6")
+    message = pyrune.refused("create", "--bundle", str(bundle), "two")
+    assert message.startswith("CPU 6 cannot be given to the enclave (NE_ADD_VCPU): that CPU is not free in the enclave")
+    assert len(pyrune.machine.enclaves) == 1
+
+
 def test_an_odd_size_is_rounded_up_and_the_excess_noted(nitro: NitroMaker, image: Path) -> None:
     pyrune = nitro()
     pyrune.create("one", pyrune.nitro_bundle(image, memory="65"))

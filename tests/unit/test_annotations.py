@@ -41,6 +41,21 @@ def test_the_example_of_rune_is_understood() -> None:
     assert found == EnclaveRequest(image="/var/lib/hello.eif", memory_mib=512, vcpus=1)
 
 
+def test_cpus_may_be_named_in_ranges() -> None:
+    assert request(runtime_args="cpu_ids=2-3:7:5").cpu_ids == (2, 3, 7, 5)
+
+
+@pytest.mark.parametrize("cpus", ["0", "1:", ":1", "1-", "-1", "1-2-3", "x", "01", "3-2", "1:1-2", "1-5000", "1;2"])
+def test_what_names_no_cpus_is_refused(cpus: str) -> None:
+    with pytest.raises(AnnotationError, match="cpu_ids"):
+        request(runtime_args=f"cpu_ids={cpus}")
+
+
+def test_cpus_are_named_or_counted_but_not_both() -> None:
+    with pytest.raises(AnnotationError, match="vcpus= and cpu_ids= are both given; remove one of the two"):
+        request(runtime_args="vcpus=2 cpu_ids=1-2")
+
+
 def test_everything_can_be_said_by_annotations() -> None:
     found = request(
         ("A=1",),
