@@ -185,6 +185,7 @@ class Calls:
 
         def serve() -> None:
             facts["pid"] = facts["tid"] = note.task
+            answer = None
             try:
                 with contextlib.suppress(OSError):
                     facts["pid"] = Task(note.task).pid
@@ -193,15 +194,25 @@ class Calls:
                 finally:
                     if held >= 0:
                         os.close(held)
-                if isinstance(answer, Failure):
-                    facts["error"] = error_name(answer.number)
-                # The line comes first: who has the answer may look for it.
-                self.journal.write(call=name, nth=number, **({"result": _result(answer)} | facts))
-                note.answer(answer)
             except CallerGone:
-                self.journal.write(call=name, nth=number, **(facts | {"result": "killed"}))
+                pass
+            self._conclude(note, name, number, facts, answer)
 
         threading.Thread(target=serve, daemon=True).start()
+
+    def _conclude(self, note: Notification, name: str, number: int, facts: Facts, answer: Answer | None) -> None:
+        """Log a call and answer it; None, or a caller that is gone, is a call whose caller was killed."""
+        if answer is None or not note.is_waiting:
+            facts |= {"result": "killed"}
+        elif isinstance(answer, Failure):
+            facts |= {"result": -1, "error": error_name(answer.number)}
+        else:
+            facts |= {"result": _result(answer)}
+        # The line comes first: who has the answer may look for it.
+        self.journal.write(call=name, nth=number, **facts)
+        if answer is not None:
+            with contextlib.suppress(CallerGone):
+                note.answer(answer)
 
     def _struck(self, note: Notification, name: str, number: int, work: Callable[[], Answer]) -> Answer:
         answer: Answer = LET_THROUGH
@@ -222,8 +233,6 @@ def _result(answer: Answer) -> Fact:
     match answer:
         case Value(number):
             return number
-        case Failure():
-            return -1
         case NewDescriptor():
             return "descriptor"
         case _:
