@@ -33,7 +33,7 @@ import os, signal, socket, sys
 from pyrune.errors import PyruneError
 from pyrune.terminal import connect_console_socket, open_console
 for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-    signal.signal(number, lambda number, frame: os.write(1, signal.Signals(number).name.encode() + b"\n"))
+    signal.signal(number, lambda number, frame: os.write(1, signal.Signals(number).name.encode() + b"\\n"))
 with connect_console_socket(sys.argv[1]) as console_socket:
     before = os.listdir("/proc/self/fd")
     try:
