@@ -1,10 +1,11 @@
 """`pyrune eif`: look at enclave images, build and sign them. Options, one call into `pyrune.eif`, output; no logic.
 
-The output is that of nitro-cli's describe-eif, build-enclave, sign-eif and pcr. Errors go up to `cli.main`.
+The output of describe, build, sign and pcr is that of nitro-cli. Errors go up to `cli.main`.
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import click
@@ -157,3 +158,65 @@ def pcr(file: str | None, certificate: str | None) -> None:
         answer(pretty_json({"PCR": pcr_of_file(file)}))
     elif certificate is not None:
         answer(pretty_json({"PCR8": pcr8_of_certificate_file(certificate)}))
+
+
+def _checked_pcr(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not re.fullmatch("[0-9a-fA-F]{96}", value):
+        raise click.BadParameter("a PCR is 96 hexadecimal digits")
+    return value and value.lower()
+
+
+@eif.command(
+    help="Check an image: structure, checksum, signature, and the PCRs that are given. One line for each check; "
+    "status 1 if one failed.\n\nA signature alone proves nothing, as anyone can sign: give --pcr8, too.",
+    short_help="Check an image.",
+)
+@click.argument("file", metavar="IMAGE")
+@click.option("--pcr0", metavar="HEX", callback=_checked_pcr, help="Expect this PCR0: the image.")
+@click.option("--pcr1", metavar="HEX", callback=_checked_pcr, help="Expect this PCR1: what boots.")
+@click.option("--pcr2", metavar="HEX", callback=_checked_pcr, help="Expect this PCR2: the application.")
+@click.option("--pcr8", metavar="HEX", callback=_checked_pcr, help="Expect this PCR8: who signed.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify(file: str, as_json: bool, **expected: str | None) -> None:
+    """Check an image."""
+    from pyrune.eif.describe import pretty_json
+    from pyrune.eif.reader import EifImage
+    from pyrune.eif.verify import verify as verify_image
+
+    pcrs = {name.upper(): value for name, value in expected.items() if value is not None}
+    with EifImage.open(file) as image:
+        result = verify_image(image, pcrs)
+    if as_json:
+        answer(pretty_json(result.as_json()))
+    else:
+        answer(*(f"{check.verdict:6}  {check.name}: {check.detail}" for check in result.checks))
+    _leave_unless(result.passed)
+
+
+@eif.command(
+    help="Print what differs between two images, and which PCRs that moves: sections, and in ramdisks files, their "
+    "attributes, and variables of the environment. Status 1 if the measurements differ.",
+    short_help="Print what differs between two images.",
+)
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option("--show-values", is_flag=True, help="Print arguments and values of variables, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def diff(first: str, second: str, show_values: bool, as_json: bool) -> None:
+    """Compare two images."""
+    from pyrune.eif.describe import pretty_json
+    from pyrune.eif.diff.images import compare_images
+    from pyrune.eif.reader import EifImage
+
+    with EifImage.open(first) as before, EifImage.open(second) as after:
+        result = compare_images(before, after, show_values=show_values)
+    if as_json:
+        answer(pretty_json(result.as_json()))
+    else:
+        answer(*result.as_lines())
+    _leave_unless(not result.moved)
+
+
+def _leave_unless(good: bool) -> None:
+    if not good:
+        raise click.exceptions.Exit(1)

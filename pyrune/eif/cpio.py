@@ -68,6 +68,11 @@ class Entry:
         """How many bytes of an archive the entry takes, header and data."""
         return _aligned(_HEADER_BYTES + len(self.name) + 1) + _aligned(self.size_bytes)
 
+    @property
+    def label(self) -> str:
+        """The name in a sentence, printable."""
+        return printable(self.name.decode(errors="backslashreplace"))
+
 
 class Sink(Protocol):
     """What an archive is written to; `write` must take all of what it is given."""
@@ -193,7 +198,7 @@ class CpioWriter:
             self._write(piece)
         if written != entry.size_bytes:
             problem = "became longer" if written > entry.size_bytes else "became shorter"
-            raise EifError(f"{_quoted(entry)} {problem} than {entry.size_bytes} bytes while it was packed")
+            raise EifError(f"{entry.label} {problem} than {entry.size_bytes} bytes while it was packed")
         self._write(_ZEROS[: -written % 4])
 
     def _write(self, data: Chunk) -> None:
@@ -204,11 +209,11 @@ class CpioWriter:
 def refuse_impossible(entry: Entry) -> None:
     """Raise EifError if the format cannot hold an entry."""
     if entry.name == TRAILER:
-        raise EifError(f"{_quoted(entry)} cannot be packed: the name ends an archive")
+        raise EifError(f"{entry.label} cannot be packed: the name ends an archive")
     if not entry.name or 0 in entry.name or len(entry.name) >= MAX_NAME_BYTES:
-        raise EifError(f"{_quoted(entry)} cannot be packed: the name is empty, too long or has a NUL")
+        raise EifError(f"{entry.label} cannot be packed: the name is empty, too long or has a NUL")
     if entry.size_bytes > MAX_FILE_BYTES:
-        raise EifError(f"{_quoted(entry)} cannot be packed: it has 4 GiB or more, which no archive entry can")
+        raise EifError(f"{entry.label} cannot be packed: it has 4 GiB or more, which no archive entry can")
 
 
 def archive_bytes(entries: Iterable[Entry]) -> int:
@@ -219,10 +224,6 @@ def archive_bytes(entries: Iterable[Entry]) -> int:
 
 def _aligned(size: int) -> int:
     return size + -size % 4
-
-
-def _quoted(entry: Entry) -> str:
-    return printable(entry.name.decode(errors="backslashreplace"))
 
 
 def _pack(entry: Entry) -> bytes:

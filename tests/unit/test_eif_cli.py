@@ -146,3 +146,34 @@ def test_options_of_signing_that_do_not_fit_are_refused(
 ) -> None:
     monkeypatch.chdir(built)
     assert run(*options).exit_code == 2
+
+
+def test_verify_prints_a_line_for_each_check_and_fails_with_status_1(built: Path) -> None:
+    measurements = json.loads(run("describe", built / "image.eif").stdout)["Measurements"]
+    good = run("verify", built / "image.eif", "--pcr0", measurements["PCR0"].upper())
+    assert good.exit_code == 0
+    assert [line.split()[0] for line in good.stdout.splitlines()] == ["ok", "ok", "ok", "absent", "ok"]
+    bad = run("verify", built / "image.eif", "--pcr1", "0" * 96, "--json")
+    assert bad.exit_code == 1
+    assert json.loads(bad.stdout)["Passed"] is False
+
+
+@pytest.mark.parametrize("value", ["", "0" * 95, "0" * 97, "x" * 96])
+def test_an_expected_pcr_must_be_one(built: Path, value: str) -> None:
+    assert run("verify", built / "image.eif", "--pcr0", value).exit_code == 2
+
+
+def test_diff_tells_what_moves_a_measurement_and_fails_with_status_1(built: Path) -> None:
+    (built / "tree" / "env").write_text("TOKEN=secret\n")
+    words = ("build", "--kernel", built / "kernel", "--cmdline", "panic=1", "--ramdisk", built / "ramdisk")
+    run(*words, "--ramdisk", built / "tree", "--output", built / "one.eif")
+    (built / "tree" / "env").write_text("TOKEN=SECRET\n")
+    run(*words, "--ramdisk", built / "tree", "--output", built / "other.eif")
+    same = run("diff", built / "one.eif", built / "one.eif")
+    assert (same.exit_code, same.stdout) == (0, "the measurements are the same\n")
+    result = run("diff", built / "one.eif", built / "other.eif")
+    assert result.exit_code == 1
+    assert "ramdisk 1: env: variable TOKEN: differs (PCR0, PCR2)" in result.stdout.splitlines()
+    assert "secret" not in result.stdout.lower()
+    shown = run("diff", "--show-values", "--json", built / "one.eif", built / "other.eif")
+    assert {"A": "secret", "B": "SECRET"}.items() <= json.loads(shown.stdout)["Differences"][-1].items()
