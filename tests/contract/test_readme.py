@@ -58,6 +58,7 @@ RUN_HERE = {
     "run": "run --bundle bundle hello-nitro-enclave-container",
     "steps": "pyrune start mine",
     "images": "pyrune eif describe",
+    "signing": "pyrune eif sign",
     "machine": "pyrune --backend local check",
     "failure": "run --keep",
 }
@@ -185,16 +186,30 @@ def test_what_a_failure_leaves_is_where_it_is_said(reader: Reader, printing_imag
     assert output.count("line 1\n") == 2, "once from run, once from console.log"
 
 
-def test_images_are_described_measured_and_built(reader: Reader) -> None:
+@pytest.fixture
+def building(reader: Reader) -> str:
+    """The command that builds an image; what it needs is there."""
     for ramdisk in ("bootstrap", "application"):
         (reader.directory / ramdisk).mkdir()
     (reader.directory / "vmlinuz").write_bytes(bytes(4096))
-    *look, build = _block("images").split("pyrune eif build")
-    build = "pyrune eif build" + build
-    reader.types(build.replace("new.eif", "hello.eif"))
-    assert '"PCR0"' in reader.types(*look)
-    reader.types(build)
+    _, build = _block("images").split("pyrune eif build")
+    return "pyrune eif build" + build
+
+
+def test_images_are_described_measured_and_built(reader: Reader, building: str) -> None:
+    reader.types(building.replace("new.eif", "hello.eif"))
+    assert '"PCR0"' in reader.types(_block("images").removesuffix(building))
+    reader.types(building)
     assert (reader.directory / "new.eif").is_file()
+
+
+def test_images_are_signed_verified_and_compared(reader: Reader, building: str) -> None:
+    if not shutil.which("openssl"):
+        missing("openssl", "the program is not installed")
+    # Compared with itself, as a difference has a status of its own.
+    output = reader.types(building, _block("signing").replace("diff hello.eif", "diff new.eif"))
+    assert "\nok      signature: " in output
+    assert output.endswith("\nthe measurements are the same\n")
 
 
 @pytest.fixture
@@ -236,7 +251,7 @@ def _options(command: click.Command) -> Iterator[str]:
 @pytest.mark.parametrize("document", [README, ARCHITECTURE, SECURITY], ids=["README", "architecture", "security"])
 def test_every_option_exists(document: str) -> None:
     known = set(_options(cli))
-    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", document)) - known:
+    for option in set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", document)) - known:
         assert f"{option})" in (CHECKOUT / OPTIONS_ELSEWHERE[option]).read_text(), option
 
 

@@ -22,7 +22,7 @@ from pyrune.eif.diff.difference import Difference, escaped
 from pyrune.eif.diff.texts import compare_environments, compare_lines
 from pyrune.errors import EifError
 
-# What is held of two archives that have little in common; about 150 MiB.
+# What is held of two archives that have little in common; about 170 MiB.
 MAX_HELD: Final = 250_000
 # Of an archive that has many files by the names below, or many symbolic links.
 _MAX_TEXT_BYTES: Final = 1 << 20
