@@ -38,13 +38,24 @@ def describe(file: str) -> None:
     answer(pretty_json(description.as_json()))
 
 
-@eif.command(help="Build an image, and print its measurements as JSON.")
-@click.option("--kernel", required=True, metavar="FILE", help="The kernel: a bzImage, or an arm64 Image.")
-@click.option("--cmdline", required=True, metavar="TEXT", help="The kernel's command line.")
+@eif.command(
+    help="Build an image, and print its measurements as JSON.\n\nOf a container's content: a bundle, a root file "
+    "system, or an image in a file; the program to run, or its arguments, follow after --. Or of --kernel, --cmdline "
+    "and one or more --ramdisk as they are.",
+    short_help="Build an image from container content or from its parts.",
+)
+@click.option("--bundle", metavar="DIR", help="Build from an OCI bundle.")
+@click.option("--rootfs", metavar="DIR", help="Build from a root file system, to run what follows after --.")
+@click.option("--docker-archive", metavar="FILE", help="Build from what `docker save` wrote.")
+@click.option("--oci-layout", metavar="PATH", help="Build from an OCI layout, a directory or a tar archive of one.")
+@click.option("--owner", metavar="UID:GID", help="Whose the files of a directory are to be.  [default: as they are]")
+@click.option("--kernel", metavar="FILE", help="A bzImage, or an arm64 Image.  [default: AWS's, or the cached one]")
+@click.option("--cmdline", metavar="TEXT", help="The kernel's command line.")
+@click.option("--init", metavar="FILE", help="The enclave's first process.  [default: pyrune's own]")
+@click.option("--module", "modules", multiple=True, metavar="FILE", help="A kernel module to load. May be repeated.")
 @click.option(
     "--ramdisk",
     "ramdisks",
-    required=True,
     multiple=True,
     metavar="PATH",
     help="A ramdisk, used as it is, or a directory to pack into one. May be repeated; the first one boots.",
@@ -53,16 +64,17 @@ def describe(file: str) -> None:
 @click.option(
     "--arch",
     type=click.Choice(["x86_64", "aarch64"]),
-    help="The architecture.  [default: the kernel's, or this machine's]",
+    help="The architecture.  [default: the content's, the kernel's, or this machine's]",
 )
 @click.option("--name", metavar="TEXT", help="The image's name.  [default: the output's, without .eif]")
 @click.option("--version", "image_version", default="", metavar="TEXT", help="The image's version.")
 @click.option("--metadata", metavar="FILE", help="JSON of your own, 4096 bytes at most, to store in the image.")
 @click.option("--signing-certificate", "certificate", metavar="FILE", help="Sign, with this certificate (PEM).")
 @click.option("--private-key", metavar="FILE", help="The certificate's key (PEM).")
+@click.argument("arguments", nargs=-1, metavar="[-- ARG...]")
 def build(
-    kernel: str,
-    cmdline: str,
+    kernel: str | None,
+    cmdline: str | None,
     ramdisks: tuple[str, ...],
     output: str,
     arch: str | None,
@@ -71,25 +83,67 @@ def build(
     metadata: str | None,
     certificate: str | None,
     private_key: str | None,
+    arguments: tuple[str, ...],
+    owner: str | None,
+    init: str | None,
+    modules: tuple[str, ...],
+    **content: str | None,
 ) -> None:
-    """Build an image from its parts."""
-    from pyrune.eif.builder import build as build_image
+    """Build an image."""
     from pyrune.eif.describe import pretty_json
     from pyrune.eif.format import Architecture
     from pyrune.eif.metadata import read_custom_metadata
 
-    measurements = build_image(
-        output,
-        kernel=kernel,
-        cmdline=cmdline,
-        ramdisks=ramdisks,
-        arch=Architecture(arch) if arch else None,
-        name=name,
-        version=image_version,
-        custom_metadata=read_custom_metadata(metadata) if metadata else None,
-        sign=_signing(certificate, private_key),
+    chosen = [(kind, path) for kind, path in content.items() if path is not None]
+    if len(chosen) + bool(ramdisks) != 1:
+        raise click.UsageError("give one of --bundle, --rootfs, --docker-archive, --oci-layout and --ramdisk")
+    architecture = Architecture(arch) if arch else None
+    custom_metadata = read_custom_metadata(metadata) if metadata else None
+    sign = _signing(certificate, private_key)
+    if ramdisks:
+        from pyrune.eif.builder import build as build_from_parts
+
+        if kernel is None or cmdline is None or arguments or owner or init or modules:
+            raise click.UsageError("--ramdisk needs --kernel and --cmdline, and no arguments, owner, init or modules")
+        measurements = build_from_parts(
+            output,
+            kernel=kernel,
+            cmdline=cmdline,
+            ramdisks=ramdisks,
+            arch=architecture,
+            name=name,
+            version=image_version,
+            custom_metadata=custom_metadata,
+            sign=sign,
+        )
+        answer(pretty_json({"Measurements": measurements.as_json()}))
+        return
+
+    from pyrune.compose.build import ContentKind, Order, build_from_content
+    from pyrune.compose.directory import parse_owner
+
+    ((kind, path),) = chosen
+    built = build_from_content(
+        Order(
+            kind=ContentKind(kind.replace("_", "-")),
+            path=path,
+            output=output,
+            arguments=arguments,
+            owner=parse_owner(owner) if owner is not None else None,
+            arch=architecture,
+            kernel=kernel,
+            cmdline=cmdline,
+            init=init,
+            modules=modules,
+            name=name,
+            version=image_version,
+            custom_metadata=custom_metadata,
+            sign=sign,
+        )
     )
-    answer(pretty_json({"Measurements": measurements.as_json()}))
+    for line in built.notes():
+        click.echo(line, err=True)
+    answer(pretty_json({"Measurements": built.measurements.as_json()}))
 
 
 def _signing(certificate: str | None, private_key: str | None) -> SectionMaker | None:

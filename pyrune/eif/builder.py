@@ -11,7 +11,7 @@ A ramdisk that is a file goes in as it is, compressed or not.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -47,20 +47,23 @@ def build(
     *,
     kernel: str | Path,
     cmdline: str,
-    ramdisks: Sequence[str | Path],
+    ramdisks: Sequence[str | Path | Source],
     arch: Architecture | None = None,
     name: str | None = None,
     version: str = "",
     custom_metadata: Json = None,
     build_time: datetime | None = None,
     sign: SectionMaker | None = None,
+    last_check: Callable[[], None] | None = None,
 ) -> Measurements:
     """Write an image to `output_path`, replacing what is there, and return its measurements. Raises EifError.
 
-    A ramdisk is a file, used as it is, or a directory, which is packed. The first ramdisk is what boots (PCR1), the
-    others are the application (PCR2). Blanks around the command line are dropped, as by nitro-cli. The architecture
-    is by default the kernel's, or this machine's if the kernel does not tell; the name is by default the output's.
-    `sign` makes the signature section, if there is to be one (see `eif.signing`).
+    A ramdisk is a file, used as it is, a directory, which is packed, or what writes one when it is asked to. The
+    first ramdisk is what boots (PCR1), the others are the application (PCR2). Blanks around the command line are
+    dropped, as by nitro-cli. The architecture is by default the kernel's, or this machine's if the kernel does not
+    tell; the name is by default the output's.
+    `sign` makes the signature section, if there is to be one (see `eif.signing`). `last_check` is called when
+    everything has been read, and keeps the image from appearing if it raises.
     """
     path = checked_output(output_path, "image")
     if not 0 < len(ramdisks) <= MAX_RAMDISKS:
@@ -76,7 +79,9 @@ def build(
             (SectionType.METADATA, Text(_encoded(metadata))),
             *((SectionType.RAMDISK, _ramdisk(stack, ramdisk)) for ramdisk in ramdisks),
         ]
-        return write_image(path, _template(arch or identity.arch or _host_architecture()), sources, sign)
+        return write_image(
+            path, _template(arch or identity.arch or _host_architecture()), sources, sign, last_check=last_check
+        )
 
 
 class _File:
@@ -105,10 +110,12 @@ class _File:
             out.write(piece)
 
 
-def _ramdisk(stack: ExitStack, path: str | Path) -> Source:
-    if os.path.isdir(path):
-        return stack.enter_context(Tree(path))
-    return stack.enter_context(_File(path, "ramdisk"))
+def _ramdisk(stack: ExitStack, ramdisk: str | Path | Source) -> Source:
+    if not isinstance(ramdisk, str | Path):
+        return ramdisk
+    if os.path.isdir(ramdisk):
+        return stack.enter_context(Tree(ramdisk))
+    return stack.enter_context(_File(ramdisk, "ramdisk"))
 
 
 def _checked_cmdline(cmdline: str) -> bytes:

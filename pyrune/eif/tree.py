@@ -40,7 +40,7 @@ class _TreeFile:
 
     __slots__ = ("_path", "_state", "_tree")
 
-    def __init__(self, tree: Tree, path: bytes, status: os.stat_result) -> None:
+    def __init__(self, tree: Directory, path: bytes, status: os.stat_result) -> None:
         self._tree = tree
         self._path = path
         self._state = _state(status)
@@ -58,11 +58,11 @@ def _state(status: os.stat_result) -> bytes:
     )
 
 
-class Tree:
-    """A directory that has been scanned. Use it as a context manager: it holds a descriptor.
+class Directory:
+    """An open directory. Use it as a context manager: it holds a descriptor.
 
     `prefix` is a path that goes before every name in the archive; its directories are entries of their own, the last
-    one with the mode of the packed directory. Without a prefix the directory itself is no entry.
+    one with the attributes of the directory. Without a prefix the directory itself is no entry.
     """
 
     def __init__(
@@ -86,17 +86,11 @@ class Tree:
             raise EifError(f"folder {self._label} cannot be packed: {reason(exc)}") from exc
         except ValueError as exc:
             raise EifError(f"folder {self._label} cannot be packed: its path is no file name") from exc
-        try:
-            self.nodes = [*self._scan_prefix(), *self._scan()]
-            self._ramdisk = Ramdisk(self.nodes)
-        except BaseException:
-            self.close()
-            raise
-        self.size_bytes = self._ramdisk.size_bytes
 
-    def write(self, out: Sink) -> None:
-        """Write the archive, `size_bytes` long. Raises EifError if a file is not as it was when it was scanned."""
-        self._ramdisk.write(out)
+    def nodes(self) -> Iterator[Node]:
+        """Everything in it, as it is when the iteration comes to it. Raises EifError."""
+        yield from self._scan_prefix()
+        yield from self._scan()
 
     def data(self, path: bytes, state: bytes) -> Iterator[Chunk]:
         """What the regular file at `path` below the directory holds, if it still is in that state. Raises EifError."""
@@ -200,6 +194,26 @@ class Tree:
         return f"{self._label}/{quoted(path)}" if path else self._label
 
 
+class Tree(Directory):
+    """A directory that has been scanned."""
+
+    def __init__(
+        self, directory: str | Path, *, prefix: str = "", keep_owners: bool = False, keep_devices: bool = False
+    ) -> None:
+        """See `Directory` for the arguments."""
+        super().__init__(directory, prefix=prefix, keep_owners=keep_owners, keep_devices=keep_devices)
+        try:
+            self._ramdisk = Ramdisk(self.nodes())
+        except BaseException:
+            self.close()
+            raise
+        self.size_bytes = self._ramdisk.size_bytes
+
+    def write(self, out: Sink) -> None:
+        """Write the archive, `size_bytes` long. Raises EifError if a file is not as it was when it was scanned."""
+        self._ramdisk.write(out)
+
+
 def write_tree(
     directory: str | Path,
     out: Sink,
@@ -208,7 +222,7 @@ def write_tree(
     keep_owners: bool = False,
     keep_devices: bool = False,
 ) -> None:
-    """Pack `directory` into an archive on `out`. Raises EifError; see `Tree` for the arguments."""
+    """Pack `directory` into an archive on `out`. Raises EifError; see `Directory` for the arguments."""
     with Tree(directory, prefix=prefix, keep_owners=keep_owners, keep_devices=keep_devices) as tree:
         tree.write(out)
 

@@ -54,11 +54,13 @@ def write_image(
     sign: SectionMaker | None = None,
     *,
     mode: int | None = None,
+    last_check: Callable[[], None] | None = None,
 ) -> Measurements:
     """Write an image to `path`, replacing what is there, and return its measurements. Raises EifError.
 
     The sections are in the order of `sources`; what `sign` makes is one more. The header is `template` with the
-    right tables and checksum. See `output.whole_file` for `mode`.
+    right tables and checksum. See `output.whole_file` for `mode`. `last_check` is called before the image appears,
+    which it does not if that raises.
     """
     sections = _lay_out([(kind, source.size_bytes) for kind, source in sources])
     with whole_file(path, "image", mode=mode) as out:
@@ -70,6 +72,8 @@ def write_image(
         out.write(_with_tables(template, sections).with_crc32(measurements.crc32).pack())
         out.flush()
         _check_whole(out, path)
+        if last_check is not None:
+            last_check()
     return measurements
 
 

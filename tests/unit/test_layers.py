@@ -28,6 +28,7 @@ LAYERS: dict[str, set[str]] = {
     "terminal": {"errors", "linux"},
     "eif": {"errors"},
     "guest": {"eif", "errors", "process"},
+    "compose": {"bundle", "config", "eif", "errors"},
     "vsock": {"reactor"},
     "ne": {"backend", "eif", "errors", "linux", "process", "reactor", "vsock"},
     "local": {"backend", "eif", "errors", "linux", "process", "reactor", "vsock"},
@@ -41,7 +42,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "grammar": {"errors"},
     "answer": {"errors"},
-    "eif_cli": {"answer", "eif", "errors", "grammar"},
+    "eif_cli": {"answer", "compose", "eif", "errors", "grammar"},
     "cli": {
         *("annotations", "answer", "backend", "backends", "bundle", "config", "document", "eif_cli", "enclave_type"),
         *("errors", "grammar", "host", "lifecycle", "linux", "log", "process", "runc", "spec", "state"),

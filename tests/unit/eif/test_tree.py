@@ -10,8 +10,8 @@ import pytest
 
 from pyrune.eif.cpio import CpioReader, Entry
 from pyrune.eif.format import Chunk
-from pyrune.eif.ramdisk import MTIME
-from pyrune.eif.tree import Tree, write_tree
+from pyrune.eif.ramdisk import MTIME, Ramdisk
+from pyrune.eif.tree import Directory, Tree, write_tree
 from pyrune.errors import EifError
 
 
@@ -259,8 +259,11 @@ def test_extended_attributes_are_refused_if_asked_for(tree: Path) -> None:
     except OSError:
         pytest.skip("attributes: this file system has none")
     assert b"init" in unpacked(packed(tree))
-    with pytest.raises(EifError, match=r"tree/init has the extended attribute user\.note"):
-        Tree(tree, refuse_attributes=True)
+    with (
+        Directory(tree, refuse_attributes=True) as strict,
+        pytest.raises(EifError, match=r"tree/init has the extended attribute user\.note"),
+    ):
+        Ramdisk(strict.nodes())
 
 
 def test_a_failed_scan_leaves_no_descriptor(tree: Path) -> None:
