@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -11,7 +12,12 @@ def main() -> None:
     _fill_standard_descriptors()
     from pyrune import cli
 
-    sys.exit(cli.main(sys.argv[1:]))
+    status = cli.main(sys.argv[1:])
+    # What is left is to take apart a great many modules, for nobody: it costs as much time as a small call.
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
 
 
 def _fill_standard_descriptors() -> None:

@@ -36,7 +36,7 @@ from pyrune.errors import (
 )
 from pyrune.linux import ProcessIdentity, descendants, wait_for_exit
 from pyrune.log import rfc3339
-from pyrune.monitor.control import Request, ask
+from pyrune.monitor.control import Request, ask, server_pid
 from pyrune.monitor.launch import launch
 from pyrune.monitor.order import MonitorOrder
 from pyrune.process import adopt_orphans
@@ -222,7 +222,7 @@ def kill(store: ContainerStore, container_id: str, number: int, *, all_processes
                 return
             raise ContainerStateError("container not running")
         if number == signal.SIGKILL:
-            if (pidfd := _kill_monitor(record)) is not None:
+            if (pidfd := _kill(record.monitor, patience_s=0)) is not None:
                 os.close(pidfd)
         else:
             _ask_to_end(directory, number)
@@ -252,15 +252,22 @@ def delete(store: ContainerStore, container_id: str, *, force: bool = False) -> 
 
 def _delete(directory: ContainerDirectory, force: bool) -> None:
     record = _read_if_whole(directory, force)
-    if record is not None:
-        if not force and not record.status.can_delete:
-            raise ContainerStateError(f"cannot delete container {directory.id} that is not stopped: {record.status}")
-        _end_monitor(record)
+    if record is not None and not force and not record.status.can_delete:
+        raise ContainerStateError(f"cannot delete container {directory.id} that is not stopped: {record.status}")
+    _end_whoever_holds(directory, record)
     directory.lock()
     # A create that held the lock may have gone on until here, and have made a monitor.
-    if (record := _read_if_whole(directory, force)) is not None:
-        _end_monitor(record)
+    _end_whoever_holds(directory, _read_if_whole(directory, force))
     directory.remove()
+
+
+def _end_whoever_holds(directory: ContainerDirectory, record: ContainerRecord | None) -> None:
+    """End the monitor that the record names; where that is damaged, the one that listens there."""
+    if record is not None:
+        _end_monitor(record)
+    elif (pid := server_pid(directory.fd)) is not None:
+        with contextlib.suppress(ProcessLookupError):
+            _end_process(ProcessIdentity.of(pid), patience_s=0)
 
 
 def _read_if_whole(directory: ContainerDirectory, force: bool) -> ContainerRecord | None:
@@ -272,15 +279,20 @@ def _read_if_whole(directory: ContainerDirectory, force: bool) -> ContainerRecor
         return None
 
 
-def _kill_monitor(record: ContainerRecord) -> int | None:
-    """SIGKILL to the monitor, never to another process with its pid.
+def _end_monitor(record: ContainerRecord) -> None:
+    """As `_end_process`; a monitor that is about to end may end with its own status."""
+    if record.monitor is not None:
+        _end_process(record.monitor, _GOODBYE_PATIENCE_S if record.written_status is Status.STOPPED else 0)
+
+
+def _kill(monitor: ProcessIdentity | None, patience_s: float) -> int | None:
+    """SIGKILL to the monitor if it has not ended within `patience_s`, never to another process with its pid.
 
     Returns its pidfd, which the caller closes, or None if it is gone.
     """
-    pidfd = record.monitor.open_pidfd() if record.monitor else None
+    pidfd = monitor.open_pidfd() if monitor else None
     if pidfd is not None:
-        if record.written_status is Status.STOPPED:
-            wait_for_exit(pidfd, _GOODBYE_PATIENCE_S)
+        wait_for_exit(pidfd, patience_s)
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         except ProcessLookupError:
@@ -289,17 +301,16 @@ def _kill_monitor(record: ContainerRecord) -> int | None:
     return pidfd
 
 
-def _end_monitor(record: ContainerRecord) -> None:
+def _end_process(monitor: ProcessIdentity, patience_s: float) -> None:
     """Kill the monitor and wait for its end, and for that of what it started. Raises BackendError if it hangs."""
-    children = [] if record.monitor is None else _identities(descendants(record.monitor.pid))
-    pidfd = _kill_monitor(record)
+    children = _identities(descendants(monitor.pid))
+    pidfd = _kill(monitor, patience_s)
     if pidfd is None:
         return
     try:
         if not wait_for_exit(pidfd, _KILL_PATIENCE_S):
             raise BackendError(
-                f"the monitor (pid {record.monitor.pid if record.monitor else 0}) is killed but has not ended: "
-                "a call into the kernel is pending",
+                f"the monitor (pid {monitor.pid}) is killed but has not ended: a call into the kernel is pending",
                 remedy="call delete --force again later",
             )
     finally:

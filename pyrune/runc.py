@@ -54,6 +54,8 @@ def hand_over(arguments: Sequence[str]) -> NoReturn:
             "this is an ordinary container, and no runtime for those is installed; "
             f"install runc, or name another with {ENVIRONMENT_VARIABLE}"
         )
+    if not os.path.isabs(program):
+        raise OrdinaryRuntimeError(f"{ENVIRONMENT_VARIABLE} is {program!r}; it must be an absolute path")
     if os.path.realpath(program) == os.path.realpath(sys.argv[0]):
         raise OrdinaryRuntimeError(
             f"the runtime for ordinary containers, {program}, is pyrune; name another with {ENVIRONMENT_VARIABLE}"

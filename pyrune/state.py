@@ -21,7 +21,6 @@ import fcntl
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -162,7 +161,7 @@ class ContainerDirectory:
 
     def remove(self) -> None:
         """Take the container out of the root, then delete its files. No matter if somebody has removed it by hand."""
-        doomed = self.path.with_name(_OLD + secrets.token_hex(8))
+        doomed = self.path.with_name(_OLD + os.urandom(8).hex())
         with _translated(self.path, "cannot be removed"), contextlib.suppress(FileNotFoundError):
             os.rename(self.path, doomed)
         # What cannot be deleted now is left for the next sweep.
@@ -204,7 +203,7 @@ class ContainerStore:
         final = self.root / record.id
         if os.path.lexists(final):
             raise ContainerExists(record.id)
-        fresh = self.root / (_NEW + secrets.token_hex(8))
+        fresh = self.root / (_NEW + os.urandom(8).hex())
         directory = self._make_locked(fresh, final)
         try:
             directory.write(record)
@@ -274,7 +273,7 @@ class ContainerStore:
 
 def write_file_atomically(directory_fd: int, name: str, content: bytes, mode: int = 0o600) -> None:
     """Replace a file in a directory, so that every reader sees the old or the new content, whole. Raises OSError."""
-    fresh = f"{name}.{secrets.token_hex(4)}.new"
+    fresh = f"{name}.{os.urandom(4).hex()}.new"
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=directory_fd)
     try:
         with os.fdopen(fd, "wb") as file:

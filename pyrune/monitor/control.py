@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -22,6 +23,8 @@ from pyrune.reactor import READ, Reactor, Timer
 SOCKET_NAME = "control"
 _REQUEST_LIMIT_BYTES = 4096
 _REQUEST_TIMEOUT_S = 10.0
+# struct ucred of unix(7): pid, uid, gid.
+_PEER_CREDENTIALS = struct.Struct("=iII")
 # Whoever has asked is waited for by a call of pyrune; the others may be anything.
 _SILENT_CLIENT_LIMIT = 64
 
@@ -40,10 +43,10 @@ RequestHandler = Callable[[Request, Reply], None]
 
 
 def ask(directory_fd: int, request: Request) -> None:
-    """Have the monitor carry out `request`, however long that takes.
+    """Have the monitor carry out `request`. A start takes as long as the boot; anything else is answered at once.
 
     Raises ContainerStateError when there is no monitor any more, ReportedError with its reason for not doing it, and
-    MonitorError when it dies meanwhile or does not accept the call.
+    MonitorError when it dies meanwhile, does not accept the call or does not answer.
     """
     try:
         sock = connect_unix(directory_fd, SOCKET_NAME, _REQUEST_TIMEOUT_S)
@@ -54,9 +57,11 @@ def ask(directory_fd: int, request: Request) -> None:
     with sock:
         try:
             sock.sendall(json.dumps({"verb": request.verb, "signal": request.signal}).encode() + b"\n")
-            sock.settimeout(None)
+            sock.settimeout(None if request.verb == "start" else _REQUEST_TIMEOUT_S)
             with sock.makefile("rb") as replies:
                 line = replies.readline()
+        except TimeoutError as exc:
+            raise MonitorError("the container's monitor does not answer; delete --force ends it") from exc
         except OSError as exc:
             raise MonitorError("the container's monitor ended during the call") from exc
     if not line.endswith(b"\n"):
@@ -67,6 +72,17 @@ def ask(directory_fd: int, request: Request) -> None:
         case {**rest} if not rest:
             return
     raise MonitorError("the container's monitor made no sense")
+
+
+def server_pid(directory_fd: int) -> int | None:
+    """The pid of the monitor that listens there, as the kernel knows it, if one does."""
+    try:
+        with connect_unix(directory_fd, SOCKET_NAME, _REQUEST_TIMEOUT_S) as sock:
+            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+    except OSError:
+        return None
+    pid, _, _ = _PEER_CREDENTIALS.unpack(credentials)
+    return int(pid)
 
 
 def parse_request(line: bytes) -> Request | None:

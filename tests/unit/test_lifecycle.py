@@ -169,3 +169,24 @@ def test_the_state_document_is_runcs_with_facts_as_annotations(
     document = lifecycle.state_document(lifecycle.state(store, "c1"))
     assert (document["pid"], document["status"]) == (0, "stopped")
     assert lifecycle.process_ids(store, "c1") == []
+
+
+LISTEN = """
+import os, sys, time
+from pyrune.linux import bind_unix
+listener = bind_unix(os.open(sys.argv[1], os.O_DIRECTORY), "control")
+print(flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_damaged_record_does_not_hide_the_monitor_from_delete_force(store: ContainerStore) -> None:
+    make(store, Status.RUNNING, os.getpid())
+    (store.root / "c1" / RECORD_NAME).write_text("{")
+    with running(LISTEN, str(store.root / "c1")) as listening:
+        next_line(listening)
+        with pytest.raises(StateDirectoryError):
+            lifecycle.delete(store, "c1")
+        lifecycle.delete(store, "c1", force=True)
+        assert listening.wait(TIMEOUT_S) == -signal.SIGKILL
+    assert not (store.root / "c1").exists()
