@@ -207,13 +207,15 @@ def _leave_verb_to_runc(name: str) -> click.Command:
 @click.option("-b", "--bundle", default=".", help="The bundle's directory.  [default: the current one]")
 @click.option("--rootless", is_flag=True, help="Write it for a container without root.")
 @click.option("--enclave", is_flag=True, help="Write it for an enclave.")
-@click.option("--image", help="The enclave image, an absolute path (with --enclave).")
+@click.option("--image", help="The enclave image (with --enclave).")
 @click.option("--memory", help="The enclave's memory in MiB, or with suffix M, G or T (with --enclave).")
 @click.option("--vcpus", help="The enclave's number of CPUs (with --enclave).")
 def spec(bundle: str, rootless: bool, enclave: bool, image: str | None, memory: str | None, vcpus: str | None) -> None:
     from pyrune.spec import EnclaveArguments, default_spec, write_spec
 
-    arguments = EnclaveArguments(image=image, memory=memory, vcpus=vcpus)
+    # A bundle may be used from anywhere: what is relative here must not be so there.
+    absolute = os.path.abspath(image) if image else image
+    arguments = EnclaveArguments(image=absolute, memory=memory, vcpus=vcpus)
     if not enclave and arguments != EnclaveArguments():
         raise UsageError("--image, --memory and --vcpus describe an enclave; say --enclave as well")
     write_spec(bundle, default_spec(rootless=rootless, enclave=arguments if enclave else None))
