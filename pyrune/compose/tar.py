@@ -202,6 +202,8 @@ class _Reader:
         if end > self._archive.size_bytes:
             raise self._error(f"ends inside {shown}")
         self._offset = end + -end % BLOCK_BYTES
+        if self._offset > self._archive.size_bytes:
+            raise self._error("is cut short")
 
     def _id(self, noted: int | None, digits: bytes, shown: str) -> int:
         number = self._number(digits, shown) if noted is None else noted
