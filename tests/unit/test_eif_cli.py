@@ -177,3 +177,38 @@ def test_diff_tells_what_moves_a_measurement_and_fails_with_status_1(built: Path
     assert "secret" not in result.stdout.lower()
     shown = run("diff", "--show-values", "--json", built / "one.eif", built / "other.eif")
     assert {"A": "secret", "B": "SECRET"}.items() <= json.loads(shown.stdout)["Differences"][-1].items()
+
+
+def test_build_from_a_root_file_system_says_which_kernel_and_how_much_memory(parts: Path) -> None:
+    (parts / "init").write_bytes(b"init")
+    (parts / "module.ko").write_bytes(b"module")
+    result = run(
+        *("build", "--rootfs", parts / "tree", "--owner", "0:0", "--kernel", parts / "kernel"),
+        *("--init", parts / "init", "--module", parts / "module.ko", "--output", parts / "image.eif"),
+        *("--", "/bin/app", "--output", "an argument"),
+    )
+    assert result.exit_code == 0, result.output
+    described = json.loads(run("describe", parts / "image.eif").stdout)
+    assert described["Measurements"] == json.loads(result.stdout)["Measurements"]
+    assert described["Metadata"]["BootKernel"]["Origin"] == "given"
+    assert f"SHA-256 {described['Metadata']['BootKernel']['SHA256']}" in result.stderr
+    assert "memory: 1 MiB" in result.stderr
+    assert b"/bin/app\n--output\nan argument\n" in (parts / "image.eif").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--rootfs", "tree", "--bundle", "tree"],
+        ["--rootfs", "tree", "--ramdisk", "tree", "--kernel", "kernel", "--cmdline", "x"],
+        ["--ramdisk", "tree", "--kernel", "kernel"],
+        ["--ramdisk", "tree", "--cmdline", "x"],
+        ["--ramdisk", "tree", "--kernel", "kernel", "--cmdline", "x", "--init", "ramdisk"],
+        ["--ramdisk", "tree", "--kernel", "kernel", "--cmdline", "x", "--", "argument"],
+    ],
+)
+def test_build_takes_one_kind_of_content(options: list[str], parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(parts)
+    assert run("build", "--output", "image.eif", *options).exit_code == 2
+    assert not (parts / "image.eif").exists()
