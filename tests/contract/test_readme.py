@@ -24,6 +24,7 @@ from pyrune.local.machine import MAX_VCPUS, program_name
 from pyrune.monitor.recording import HALF_BYTES
 from tests.needs import missing
 from tests.support.command import COMMAND, Pyrune
+from tests.support.image_archives import File, docker_archive, tar
 from tests.support.images import Images, kernel_directory
 from tests.unit.test_layers import LAYERS
 
@@ -58,6 +59,7 @@ RUN_HERE = {
     "run": "run --bundle bundle hello-nitro-enclave-container",
     "steps": "pyrune start mine",
     "images": "pyrune eif describe",
+    "content": "pyrune eif build --rootfs",
     "signing": "pyrune eif sign",
     "machine": "pyrune --backend local check",
     "failure": "run --keep",
@@ -210,6 +212,15 @@ def test_images_are_signed_verified_and_compared(reader: Reader, building: str) 
     output = reader.types(building, _block("signing").replace("diff hello.eif", "diff new.eif"))
     assert "\nok      signature: " in output
     assert output.endswith("\nthe measurements are the same\n")
+
+
+def test_images_are_built_from_container_content(reader: Reader) -> None:
+    kernel_directory(Architecture(os.uname().machine))
+    (reader.directory / "bundle" / "rootfs").mkdir(parents=True)
+    docker_archive(reader.directory / "image.tar", [tar(File("hello", b"#!/bin/sh"))], Entrypoint=["/hello"])
+    assert reader.types(_block("content")).count('"PCR2"') == 2
+    for name in ("app.eif", "image.eif"):
+        assert reader.types(f"pyrune eif verify {name}")
 
 
 @pytest.fixture
