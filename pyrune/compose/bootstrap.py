@@ -79,19 +79,20 @@ def choose_kernel(
     """
     extra = tuple(Path(module) for module in modules)
     if path is not None:
-        return _kernel(Path(path), arch, cmdline or DEFAULT_CMDLINE, "given", extra)
+        return _kernel(Path(path), arch, DEFAULT_CMDLINE if cmdline is None else cmdline, "given", extra)
     wanted = arch or _this_machine()
     blob = places.blobs / _AWS_KERNELS[wanted]
     if blob.is_file():
         aws_cmdline = read_regular(os.fspath(places.blobs / "cmdline"), "AWS's command line", _MAX_TEXT_BYTES)
         nsm = places.blobs / _AWS_MODULE
         own = (nsm,) if nsm.is_file() else ()
-        text = cmdline or aws_cmdline.decode(errors="replace").strip()
+        text = aws_cmdline.decode(errors="replace").strip() if cmdline is None else cmdline
         return _kernel(blob, wanted, text, "aws-nitro-enclaves-cli", own + extra, is_aws=True)
     cached = places.cache / wanted.value
     if (cached / "vmlinuz").is_file():
         listed = _listed_modules(cached)
-        return _kernel(cached / "vmlinuz", wanted, cmdline or DEFAULT_CMDLINE, _version(cached), listed + extra)
+        text = DEFAULT_CMDLINE if cmdline is None else cmdline
+        return _kernel(cached / "vmlinuz", wanted, text, _version(cached), listed + extra)
     raise EifError(f"there is no kernel for {wanted} here; run scripts/fetch-kernel --arch {wanted}, or give --kernel")
 
 

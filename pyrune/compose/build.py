@@ -24,13 +24,14 @@ from pyrune.compose.image_archive import Image, open_docker_archive, open_oci_la
 from pyrune.compose.process_spec import ProcessSpec
 from pyrune.compose.root import RootTree
 from pyrune.eif.builder import build
+from pyrune.eif.files import quoted
 from pyrune.eif.format import Architecture
 from pyrune.eif.measure import Measurements
 from pyrune.eif.metadata import Json
 from pyrune.eif.output import checked_output
 from pyrune.eif.ramdisk import Ramdisk
 from pyrune.eif.writer import SectionMaker
-from pyrune.errors import EifError, UsageError
+from pyrune.errors import EifError, UsageError, printable
 
 # The member of the image's metadata that says which kernel was taken.
 KERNEL_KEY: Final = "BootKernel"
@@ -77,8 +78,9 @@ class Built:
 
     def notes(self) -> list[str]:
         """What its user should know, in lines."""
+        kernel = self.kernel
         lines = [
-            f"kernel: {self.kernel.path} ({self.kernel.origin}), SHA-256 {self.kernel.sha256}",
+            f"kernel: {quoted(os.fspath(kernel.path))} ({printable(kernel.origin)}), SHA-256 {kernel.sha256}",
             f"memory: {_mib(self.memory_bytes)} MiB for the image ({_mib(self.image_bytes)} MiB) and what it unpacks, "
             "besides what the kernel and the application use",
         ]

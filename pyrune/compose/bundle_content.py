@@ -13,12 +13,13 @@ from pyrune.bundle import Bundle
 from pyrune.compose.process_spec import ProcessSpec
 from pyrune.config import Process
 
-# What engines mount into every container: the guest has its own, or the files are about the engine's network.
-_ENGINES_MOUNTS: Final = frozenset(
-    [
-        *("/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/run", "/tmp"),
-        *("/etc/resolv.conf", "/etc/hostname", "/etc/hosts", "/run/.containerenv", "/run/secrets"),
-    ]
+# What engines mount into every container: new file systems where the guest has its own, ...
+_GUESTS_OWN: Final = frozenset(
+    ["/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup", "/run", "/tmp"]
+)
+# ... and files of the parent that are about the engine's network, or about the container.
+_ENGINES_FILES: Final = frozenset(
+    ["/etc/resolv.conf", "/etc/hostname", "/etc/hosts", "/run/.containerenv", "/run/secrets", "/dev/shm"]
 )
 _GUESTS_UMASK: Final = 0o022
 
@@ -27,7 +28,8 @@ def process_of(bundle: Bundle) -> ProcessSpec:
     """The process of a bundle, as config.json has it. Raises BundleError for what no enclave of today can give it."""
     process = bundle.process
     for index, mount in enumerate(bundle.config.mounts):
-        if mount.destination.rstrip("/") not in _ENGINES_MOUNTS:
+        of_parent = mount.type == "bind" or bool({"bind", "rbind"} & set(mount.options))
+        if mount.destination.rstrip("/") not in (_ENGINES_FILES if of_parent else _GUESTS_OWN):
             place = bundle.place(f"mounts[{index}].destination")
             raise place.error("an enclave has no mounts of its parent", "put its files into the root file system")
     if process.user.umask not in (None, _GUESTS_UMASK):

@@ -12,9 +12,9 @@ from typing import Final, TypeVar
 
 from pyrune.compose.extent import Extent
 from pyrune.compose.layer_data import Digest
+from pyrune.document import Json, parse
 from pyrune.eif.format import Architecture
-from pyrune.eif.metadata import Json, parse_json
-from pyrune.errors import EifError, printable
+from pyrune.errors import BundleError, EifError, printable
 
 MAX_JSON_BYTES: Final = 4 << 20
 
@@ -31,9 +31,9 @@ class JsonFile:
         """Raises EifError if it is no JSON."""
         self.label = extent.label
         try:
-            self.value: Json = parse_json(extent.whole(MAX_JSON_BYTES))
-        except (ValueError, RecursionError) as exc:
-            raise EifError(f"{self.label} is no JSON: {printable(str(exc))}") from exc
+            self.value: Json = parse(extent.whole(MAX_JSON_BYTES), self.label)
+        except BundleError as exc:
+            raise EifError(f"{self.label} is no JSON of one meaning: {printable(exc.problem)}") from exc
 
     def object(self, value: Json) -> dict[str, Json]:
         """`value` as an object; an empty one for null."""

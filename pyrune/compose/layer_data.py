@@ -75,11 +75,21 @@ def layer_archive(stack: ExitStack, layer: Extent, diff_id: Digest, directory: P
     if pieces is None:
         diff_id.check(layer)
         return layer
-    spool = stack.enter_context(cast(BinaryIO, tempfile.TemporaryFile(dir=directory, buffering=0)))
+    try:
+        spool = stack.enter_context(cast(BinaryIO, tempfile.TemporaryFile(dir=directory, buffering=0)))
+    except OSError as exc:
+        raise EifError(
+            f"{layer.label} cannot be decompressed to {quoted(os.fspath(directory))}: {reason(exc)}"
+        ) from exc
     computed = diff_id.new()
     size_bytes = _copy(pieces, spool, computed, layer.label)
     diff_id.require(computed, layer.label)
     return Extent(spool.fileno(), 0, size_bytes, layer.label)
+
+
+def is_compressed(extent: Extent) -> bool:
+    """Whether the data begin as compressed ones do."""
+    return extent.read(0, 6).startswith((_GZIP_MAGIC, _ZSTD_MAGIC, *_OTHER_MAGICS))
 
 
 def _copy(pieces: Iterable[Chunk], spool: BinaryIO, computed: _Hash, label: str) -> int:

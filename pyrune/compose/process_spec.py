@@ -24,6 +24,7 @@ DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 
 _MAX_DATABASE_BYTES: Final = 16 << 20
 _MAX_ID: Final = (1 << 31) - 1
+_ID: Final = re.compile("[0-9]{1,10}")
 # What Docker calls a container that was given no name for its host: the beginning of its id.
 _CONTAINERS_NAME: Final = re.compile("[0-9a-f]{12}")
 
@@ -119,20 +120,20 @@ def _group_id(group: str, user: str, tree: RootTree) -> int:
 
 
 def _number(text: str, user: str, tree: RootTree, what: str, database: str) -> int:
-    if re.fullmatch("[0-9]{1,10}", text) and int(text) <= _MAX_ID:
+    if _ID.fullmatch(text) and int(text) <= _MAX_ID:
         return int(text)
     raise EifError(f"{tree.label}: no {what} of the user {printable(user[:80])!r} is in its /etc/{database}")
 
 
 def _passwd(tree: RootTree) -> Iterator[_PasswdEntry]:
     for fields in _lines(tree, b"passwd"):
-        if len(fields) >= 4 and fields[2].isdigit() and fields[3].isdigit():
+        if len(fields) >= 4 and _ID.fullmatch(fields[2]) and _ID.fullmatch(fields[3]):
             yield _PasswdEntry(fields[0], int(fields[2]), int(fields[3]), fields[5] if len(fields) > 5 else "")
 
 
 def _groups(tree: RootTree) -> Iterator[_GroupEntry]:
     for fields in _lines(tree, b"group"):
-        if len(fields) >= 3 and fields[2].isdigit():
+        if len(fields) >= 3 and _ID.fullmatch(fields[2]):
             members = fields[3].split(",") if len(fields) > 3 else []
             yield _GroupEntry(fields[0], int(fields[2]), tuple(members))
 

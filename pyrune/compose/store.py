@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from typing import Final, Protocol
 
 from pyrune.compose.extent import Extent
+from pyrune.compose.layer_data import is_compressed
 from pyrune.compose.layers import path_parts
 from pyrune.compose.root import Folder, Leaf, RootTree
 from pyrune.compose.tar import read_tar
@@ -73,6 +74,8 @@ class _TarStore:
         fd, size_bytes = open_regular(path, label)
         self._files.add(fd, label)
         archive = Extent(fd, 0, size_bytes, label)
+        if is_compressed(archive):
+            raise EifError(f"{label} is compressed as a whole; decompress it first")
         # Only names and places matter here, but links between the files do, too: docker save makes them.
         self._tree = RootTree(label)
         for member in read_tar(archive):

@@ -27,6 +27,9 @@ BLOCK_BYTES: Final = 512
 # Of one extended header. A path of Linux has 4 KiB, all attributes of one file 64 KiB.
 MAX_EXTENDED_BYTES: Final = 1 << 20
 UINT32_MAX: Final = 0xFFFF_FFFF
+# Linux, include/linux/kdev_t.h.
+_MAX_MAJOR: Final = (1 << 12) - 1
+_MAX_MINOR: Final = (1 << 20) - 1
 
 _ZEROS: Final = bytes(BLOCK_BYTES)
 _CHECKSUM: Final = slice(148, 156)
@@ -142,6 +145,8 @@ class _Reader:
         )
         if file_type in (stat.S_IFCHR, stat.S_IFBLK):
             major, minor = self._number(block[329:337], shown), self._number(block[337:345], shown)
+            if major > _MAX_MAJOR or minor > _MAX_MINOR:
+                raise self._error(f"has a device that Linux cannot have: {shown}")
             member = replace(member, rdev_major=major, rdev_minor=minor)
         if kind in _WITH_DATA and file_type == stat.S_IFREG:
             size_bytes = extended.numbers.get(b"size")
@@ -216,15 +221,9 @@ class _Reader:
         if digits[0] == 0x80:
             return int.from_bytes(digits[1:], "big")
         text = digits.partition(b"\0")[0].strip(b" ")
-        try:
-            if b"_" in text:
-                raise ValueError("no digit")
-            number = int(text or b"0", 8)
-        except ValueError as exc:
-            raise self._error(f"has a number that is none at {shown}") from exc
-        if number < 0:
-            raise self._error(f"has a negative number at {shown}")
-        return number
+        if text.strip(b"01234567"):
+            raise self._error(f"has a number that is none at {shown}")
+        return int(text or b"0", 8)
 
     def _error(self, problem: str) -> EifError:
         return EifError(f"{self._archive.label} {problem}", offset=self._offset)

@@ -28,7 +28,7 @@ LAYERS: dict[str, set[str]] = {
     "terminal": {"errors", "linux"},
     "eif": {"errors"},
     "guest": {"eif", "errors", "process"},
-    "compose": {"bundle", "config", "eif", "errors"},
+    "compose": {"bundle", "config", "document", "eif", "errors"},
     "vsock": {"reactor"},
     "ne": {"backend", "eif", "errors", "linux", "process", "reactor", "vsock"},
     "local": {"backend", "eif", "errors", "linux", "process", "reactor", "vsock"},

@@ -179,10 +179,19 @@ def test_what_of_a_bundle_is_not_carried_out_is_told(places: Places, tmp_path: P
     assert done.notes()[-1].startswith("not carried out inside the enclave yet: process.terminal, ")
 
 
-def test_a_mount_of_the_parent_is_refused_by_name(places: Places, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "mount",
+    [
+        {"destination": "/data", "type": "tmpfs"},
+        {"destination": "/tmp", "type": "bind", "source": "/srv"},
+        {"destination": "/tmp", "type": "none", "source": "/srv", "options": ["rbind"]},
+        {"destination": "/"},
+    ],
+)
+def test_a_mount_of_the_parent_is_refused_by_name(mount: dict[str, object], places: Places, tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path / "bundle", populate(tmp_path / "rootfs", PLAIN))
     config = json.loads((bundle / "config.json").read_text())
-    config["mounts"] = [{"destination": "/proc"}, {"destination": "/etc/hosts"}, {"destination": "/data"}]
+    config["mounts"] = [{"destination": "/proc"}, {"destination": "/etc/hosts", "type": "bind"}, mount]
     (bundle / "config.json").write_text(json.dumps(config))
     with pytest.raises(BundleError, match=r"mounts\[2\]\.destination: an enclave has no mounts of its parent"):
         built(places, ContentKind.BUNDLE, bundle, owner=Owner(0, 0))

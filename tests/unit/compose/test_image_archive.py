@@ -160,6 +160,8 @@ WRONG: list[tuple[Change, str]] = [
     (put("oci-layout", {"imageLayoutVersion": "2"}), "is of version 2"),
     (put("index.json", b"{"), r"index\.json is no JSON"),
     (put("index.json", b"[" * 100_000), r"index\.json is no JSON"),
+    (put("index.json", b'{"manifests": ["\\ud800"]}'), r"index\.json is no JSON of one meaning"),
+    (put("index.json", b'{"manifests": [], "manifests": []}'), "given twice in one object"),
     (put("index.json", []), "something has the wrong type"),
     (put("index.json", {"manifests": [1]}), "something has the wrong type"),
     (put("index.json", {"manifests": []}), "holds 0 images"),
@@ -255,6 +257,13 @@ def test_an_archive_that_is_written_to_meanwhile_is_noticed(tmp_path: Path) -> N
             file.write(b"x")
         with pytest.raises(EifError, match="changed while it was read"):
             image.store.check_unchanged()
+
+
+def test_an_archive_that_is_compressed_as_a_whole_says_so(tmp_path: Path) -> None:
+    path = docker_archive(tmp_path / "d.tar", LAYERS)
+    path.write_bytes(gzipped(path.read_bytes()))
+    with pytest.raises(EifError, match="is compressed as a whole; decompress it first"):
+        files_of(open_docker_archive, path)
 
 
 @pytest.mark.parametrize("name", ["nothing", "folder"])

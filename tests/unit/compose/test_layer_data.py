@@ -64,6 +64,11 @@ def test_a_bomb_is_given_up_before_the_disk_is_full(tmp_path: Path, monkeypatch:
         archive(gzip.compress(bytes(1 << 20)), tmp_path, bytes(1 << 20))
 
 
+def test_a_place_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(EifError, match=r"layer cannot be decompressed to .*/nowhere: nothing is there"):
+        archive(gzipped(DATA), tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize(
     ("magic", "name"), [(b"BZh91AY", "bzip2"), (b"\xfd7zXZ\x00", "xz"), (b"\x04\x22\x4d\x18", "lz4")]
 )

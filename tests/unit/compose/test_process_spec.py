@@ -8,7 +8,10 @@ from pyrune.compose.root import Folder, Leaf, RootTree, regular
 from pyrune.eif.format import Architecture
 from pyrune.errors import EifError
 
-PASSWD = "root:x:0:0:root:/root:/bin/sh\n# comment\n\nbroken\nme:x:1000:100::/home/me:/bin/sh\nnohome:x:7:8::\n"
+PASSWD = (
+    "root:x:0:0:root:/root:/bin/sh\n# comment\n\nbroken\nme:x:1000:100::/home/me:/bin/sh\nnohome:x:7:8::\n"
+    f"odd:x:²:0::\nlong:x:{'9' * 5000}:0::\n"
+)
 GROUP = "root:x:0:\nusers:x:100:\naudio:x:29:me,other\nwheel:x:10:other,me\n"
 
 
@@ -78,7 +81,9 @@ def test_users_are_those_of_the_image(user: str, uid: int, gid: int, groups: tup
     assert (spec.uid, spec.gid, spec.additional_gids) == (uid, gid, groups)
 
 
-@pytest.mark.parametrize("user", ["nobody", "me:nobody", "-1", "99999999999", "4294967295", "1 000"])
+@pytest.mark.parametrize(
+    "user", ["nobody", "odd", "long", "²", "me:nobody", "-1", "99999999999", "4294967295", "1 000"]
+)
 def test_a_user_that_the_image_does_not_know_is_refused(user: str, tree: RootTree) -> None:
     with pytest.raises(EifError, match=r"image: no (user|group) of the user .* is in its /etc/(passwd|group)"):
         of_image(config(user=user), tree, ())
