@@ -14,9 +14,11 @@ def main() -> None:
 
     status = cli.main(sys.argv[1:])
     # What is left is to take apart a great many modules, for nobody: it costs as much time as a small call.
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        # One that was closed when this process began is None.
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.flush()
     os._exit(status)
 
 
