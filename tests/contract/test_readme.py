@@ -64,7 +64,11 @@ RUN_HERE = {
     "machine": "pyrune --backend local check",
     "failure": "run --keep",
 }
-OPTIONS_ELSEWHERE = {"--remove": "scripts/install", "--prefix": "scripts/install"}
+OPTIONS_ELSEWHERE = {
+    "--remove": "scripts/install",
+    "--prefix": "scripts/install",
+    "--nitro-emulated": "scripts/hello",
+}
 # Not for users: what scripts/test tells the tests, and a name in C.
 INTERNAL_VARIABLES = {"PYRUNE_TEST_CHECKS", "PYRUNE_INIT_H"}
 
