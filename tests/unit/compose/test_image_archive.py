@@ -5,9 +5,12 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyrune.compose.image_archive import Image, open_docker_archive, open_oci_layout
 from pyrune.eif.format import Architecture
@@ -225,6 +228,21 @@ def test_names_in_a_manifest_stay_within_the_archive(name: str, tmp_path: Path) 
     (tmp_path / "d.tar").write_bytes(tar(File("manifest.json", json.dumps(manifest).encode())))
     with pytest.raises(EifError, match="lacks "):
         files_of(open_docker_archive, tmp_path / "d.tar")
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_a_damaged_archive_is_one_error_or_the_same_image(data: st.DataObject) -> None:
+    with TemporaryDirectory() as directory:
+        path = docker_archive(Path(directory) / "d.tar", LAYERS)
+        whole = bytearray(path.read_bytes())
+        for place in data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=4)):
+            whole[place] = data.draw(st.integers(0, 255))
+        path.write_bytes(whole[: data.draw(st.sampled_from([len(whole), *range(0, len(whole), 999)]))])
+        try:
+            assert files_of(open_docker_archive, path) == RESULT
+        except EifError:
+            pass
 
 
 def test_several_images_in_one_docker_archive_are_refused(tmp_path: Path) -> None:
