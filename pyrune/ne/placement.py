@@ -21,7 +21,7 @@ from pyrune.eif.files import reason
 from pyrune.eif.format import HEADER_BYTES, SECTION_HEADER_BYTES
 from pyrune.eif.measure import Measurements, Measurer, Runner, run_in_turn
 from pyrune.eif.reader import EifImage
-from pyrune.eif.signature import check_signature, parse_signature
+from pyrune.eif.signature import require_signed
 from pyrune.errors import BackendError, EifError
 from pyrune.ne.memory import EnclaveMemory, HugeRegion
 
@@ -81,9 +81,7 @@ def _check(image: EifImage, memory: EnclaveMemory, offset: int, measurements: Me
         raise image.error(f"it is damaged: its checksum is {found}")
     if image.signature is not None:
         data = memory.read(offset + image.signature.data_offset, image.signature.size_bytes)
-        report = check_signature(parse_signature(data), measurements.pcr0)
-        if report.problem:
-            raise image.error(f"its signature does not hold: {report.problem}", image.signature.offset)
+        require_signed(image, image.signature, data, measurements.pcr0)
 
 
 def _steps(memory: EnclaveMemory, offset: int, size_bytes: int) -> Iterator[tuple[HugeRegion, int, int]]:
