@@ -1,8 +1,8 @@
 """Skip, or fail: what a test needs and this machine may not have.
 
 PYRUNE_REQUIRE is a comma-separated list of things whose absence fails a test instead of skipping it; "all" stands for
-those of `OBTAINABLE`, which any machine can be given. What depends on the machine, such as numa or hugepages, must
-be named.
+those of `OBTAINABLE`, which any machine can be given. What depends on the machine or on where the checkout lies, such
+as numa, hugepages or an open checkout, must be named.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ closed, however this process ends. Nothing is decompressed to more than the disk
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tempfile
 import zlib
@@ -172,7 +173,7 @@ def _unzstd(layer: Extent) -> Iterator[bytes]:
             raise EifError(f"{layer.label} is compressed with zstd; {remedy}") from exc
         broken = zstandard.ZstdError
         unpacker = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
-        reader = unpacker.stream_reader(source, read_across_frames=True)
+        reader = unpacker.stream_reader(io.BufferedReader(source), read_across_frames=True)
     try:
         while piece := reader.read(CHUNK_BYTES):
             yield piece

@@ -202,7 +202,7 @@ def nobody(pyrune: Pyrune, sleeper: Path, sleeping_image: Path) -> Iterator[Path
             os.chown(path, uid, -1)
         as_nobody = ["setpriv", "--reuid", str(uid), "--clear-groups", str(COMMAND)]
         if subprocess.run([*as_nobody, "--version"], capture_output=True, timeout=60, check=False).returncode:
-            missing("root", "the command is in a directory that is not open to other users")
+            missing("open checkout", "the command is in a directory that is not open to other users")
         pyrune.argv = lambda *words: [*as_nobody, "--backend", "local", *words]  # type: ignore[method-assign]
         pyrune.environment = {**pyrune.environment, "XDG_RUNTIME_DIR": str(home)}
         yield home

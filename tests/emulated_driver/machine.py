@@ -238,6 +238,7 @@ class NitroMachine:
             finally:
                 self._supervisor.kill()
                 self._supervisor.wait()
+                self._reap()
                 become_subreaper(False)
         assert self.complaints == ""
 

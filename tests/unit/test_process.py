@@ -17,7 +17,7 @@ from pyrune.linux import wait_for_exit
 from pyrune.process import MINIMAL_ENVIRONMENT, find_program, output_of, spawn_child
 from tests.support import programs
 from tests.support.command import is_alive, wait_until
-from tests.support.programs import next_line, open_descriptors, running
+from tests.support.programs import bury_the_dead, next_line, open_descriptors, running
 
 SLEEP = [sys.executable, "-c", "print('up', flush=True); import signal; signal.pause()"]
 
@@ -95,6 +95,7 @@ def test_a_child_that_cannot_be_watched_is_ended(monkeypatch: pytest.MonkeyPatch
     def fail(_pid: int) -> int:
         raise OSError(24, "too many open files")
 
+    bury_the_dead()
     monkeypatch.setattr(os, "pidfd_open", fail)
     before = open_descriptors()
     with pytest.raises(BackendError, match=r"sh does not start \(error 24\)"):

@@ -28,7 +28,7 @@ from pyrune.state import ContainerDirectory, ContainerRecord, ContainerStore, St
 from pyrune.terminal import receive_master
 from tests.support.command import is_alive, wait_until
 from tests.support.containers import new_record
-from tests.support.programs import TIMEOUT_S, open_descriptors, running
+from tests.support.programs import TIMEOUT_S, bury_the_dead, open_descriptors, running
 
 FAKE = str(Path(__file__).with_name("fake_monitor.py"))
 
@@ -108,6 +108,7 @@ class Launched:
 @pytest.fixture
 def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launched]:
     monkeypatch.setattr(launch_module, "spawn_detached", spawn_fake)
+    bury_the_dead()
     become_subreaper()
     made = Launched(tmp_path / "root")
     yield made
